@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Everything CI checks. Arguments go to pytest: bash scripts/test.sh -m 'not slow' tests/test_cli.py
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh --dev
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,298 @@
+"""What a run should do, as frozen dataclasses: one a stage, read from TOML and changed with `--set key=value`.
+
+A recipe holds no paths; those are arguments. Every key has a type, a default, a unit and one line of help, and
+`docs/recipes.md` is printed from here.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from lsp import LspError, nearest
+
+
+def key(default: Any, help: str) -> Any:
+    """A recipe key: its default and what it means, with the unit."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    preset: Literal["bert", "modern"] = key("modern", "architecture: `bert` (learned positions, post-norm, GELU, biases) or `modern` (RoPE, pre-norm, GeGLU, no biases)")
+    layers: int = key(4, "number of encoder layers")
+    width: int = key(256, "size of the hidden vectors")
+    heads: int = key(4, "attention heads in each layer; divides `width`")
+    feedforward: int = key(0, "inner size of the feed-forward block; 0 means 4·width for `bert`, 8/3·width rounded to 64 for `modern`")
+    max_length: int = key(512, "longest sequence the model can read, in tokens")
+    dropout: float = key(0.0, "share of hidden values dropped while training, 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    vocab_size: int = key(8192, "pieces in the tokenizer, with the five special ones and 256 bytes")
+    tokenizer: Literal["unigram", "bpe"] = key("unigram", "SentencePiece model trained when no tokenizer is given")
+    lowercase: bool = key(False, "fold case before tokenizing")
+    sequence_length: int = key(128, "length of a packed row, in tokens")
+    mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1")
+    text_field: str = key("text", "field of a `.jsonl` line that holds the text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    sequence_length: int = key(128, "longest example, in tokens; longer ones are cut and counted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    pooling: Literal["cls", "mean"] = key("mean", "what the classifier reads: the first token, or the mean of all")
+    dropout: float = key(0.1, "share of values dropped while training, in the encoder and before the classifier, 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    steps: int = key(0, "optimizer steps; 0 means `epochs` decides")
+    epochs: float = key(1.0, "passes over the training data; used when `steps` is 0")
+    batch_size: int = key(32, "sequences a step, over all devices")
+    accumulate: int = key(1, "parts that a batch is cut into, one after the other, to save memory")
+    learning_rate: float = key(1e-3, "peak learning rate")
+    warmup: float = key(0.06, "share of the steps over which the learning rate rises from 0")
+    schedule: Literal["linear", "cosine"] = key("linear", "how the learning rate falls to 0 after the warm-up")
+    optimizer: Literal["adamw"] = key("adamw", "AdamW with decoupled weight decay")
+    weight_decay: float = key(0.01, "decay of matrices a step, times the learning rate; biases and norms have none")
+    beta1: float = key(0.9, "AdamW's average of gradients")
+    beta2: float = key(0.98, "AdamW's average of squared gradients")
+    clip: float = key(1.0, "largest global gradient norm; 0 means no clipping")
+    precision: Literal["fp32", "bf16"] = key("fp32", "type of the computation; master weights, softmax, norms and loss stay fp32")
+    seed: int = key(0, "decides the start, the order, the masks and the dropout")
+    log_every: int = key(20, "steps between two lines of metrics")
+    evaluate_every: int = key(0, "steps between two evaluations; 0 means at the end only")
+    checkpoint_every: int = key(200, "steps between two saves")
+    keep: int = key(2, "saved steps to keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    data: int = key(-1, "devices over which the batch is split; -1 means all that are left")
+    fsdp: int = key(1, "devices over which parameters and optimizer state are split too")
+    tensor: int = key(1, "devices over which the matrices inside a layer are split")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1")
+    begin: float = key(0.0, "share of the steps after which pruning starts")
+    end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery")
+    every: int = key(20, "steps between two updates of the masks")
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    temperature: float = key(2.0, "softens teacher and student before they are compared")
+    hard: float = key(0.0, "weight of the labels, 0 to 1; the teacher has the rest")
+    start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, or random")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+    """Raw text to packed rows of tokens."""
+
+    data: Text = Text()
+    seed: int = key(0, "decides which lines train the tokenizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Masked language modelling."""
+
+    model: Model = Model()
+    data: Text = Text()
+    train: Train = Train(steps=1000)
+    mesh: Mesh = Mesh()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """A classifier on an encoder. `model` is read only with `--from scratch`; else the encoder brings its own."""
+
+    model: Model = Model()
+    head: Head = Head()
+    data: Labelled = Labelled()
+    train: Train = Train(epochs=3.0, learning_rate=2e-4, beta2=0.999)
+    mesh: Mesh = Mesh()
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantize:
+    """Int8 weights and activations. There is nothing to choose yet but how examples are cut for measuring."""
+
+    data: Labelled = Labelled()
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """Zeros in the encoder's matrices, with training that recovers what they cost."""
+
+    prune: Pruning = Pruning()
+    head: Head = Head()
+    data: Labelled = Labelled()
+    train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999)
+    mesh: Mesh = Mesh()
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """A smaller student that learns a teacher's answers. `model` is the student."""
+
+    model: Model = Model(layers=2, width=128, heads=2)
+    distill: Distillation = Distillation()
+    head: Head = Head()
+    data: Labelled = Labelled()
+    train: Train = Train(epochs=3.0, learning_rate=5e-4, beta2=0.999)
+    mesh: Mesh = Mesh()
+
+
+STAGES = (Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
+Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
+
+# What a value must satisfy besides its type: key, test, and how a person would say it.
+LIMITS = (
+    (("mask_rate", "dropout", "warmup", "begin", "end", "hard"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("sparsity",), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
+    (("steps", "feedforward", "evaluate_every", "seed", "weight_decay", "clip"), lambda v: v >= 0, "0 or more"),
+    (("learning_rate", "temperature", "epochs"), lambda v: v > 0, "more than 0"),
+    (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
+    (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
+    (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
+)
+
+
+def load(stage: type[Stage], path: Path | None = None, changes: Sequence[str] = ()) -> Stage:
+    """The stage's recipe: its defaults, then the file, then `key=value` changes. Raises LspError (exit 2)."""
+    table: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_bytes().decode("utf-8"))
+        except OSError as error:
+            raise LspError(f"The recipe {path} can't be read: {error.strerror}.", hint="See recipes/ for examples.") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise LspError(f"The recipe {path} is not TOML: {error}.", hint="A recipe has [sections] and key = value lines.") from None
+    recipe = _replace(stage(), table, str(path), "")
+    for change in changes:
+        dotted, equals, text = change.partition("=")
+        if not equals:
+            raise LspError(f"--set {change} has no '='.", hint=f"Write --set {change}=VALUE, as in --set train.steps=100.")
+        nested: Any = _value(text)
+        for part in reversed(dotted.strip().split(".")):
+            nested = {part: nested}
+        recipe = _replace(recipe, nested, "--set", "")
+    return recipe
+
+
+def dump(recipe: Any) -> str:
+    """The recipe as TOML, every value said."""
+    lines: list[str] = []
+    for section, value in _sections(recipe):
+        lines += ["", f"[{section}]"] if section else []
+        lines += [f"{name} = {_toml(item)}" for name, item in value]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def keys(stage: type) -> Iterator[tuple[str, str, Any, str]]:
+    """Every key of a stage: dotted name, type, default, help."""
+
+    def walk(cls: type, value: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            default = getattr(value, field.name)
+            if dataclasses.is_dataclass(hints[field.name]):
+                yield from walk(hints[field.name], default, f"{prefix}{field.name}.")
+            else:
+                yield prefix + field.name, _type_name(hints[field.name]), default, field.metadata["help"]
+
+    return walk(stage, stage(), "")
+
+
+def differences(old: str, new: str) -> list[str]:
+    """`train.steps: 100 → 200` for each key in which two dumped recipes differ."""
+
+    def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        rows: dict[str, Any] = {}
+        for name, value in table.items():
+            rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return rows
+
+    before, after = flat(tomllib.loads(old)), flat(tomllib.loads(new))
+    names = dict.fromkeys([*before, *after])
+    return [f"{name}: {before.get(name, '(none)')} → {after.get(name, '(none)')}" for name in names if before.get(name) != after.get(name)]
+
+
+def _replace(recipe: Any, table: dict[str, Any], source: str, prefix: str) -> Any:
+    hints = typing.get_type_hints(type(recipe))
+    changed: dict[str, Any] = {}
+    for name, value in table.items():
+        if name not in hints:
+            known = [k for k, *_ in keys(type(recipe))] if not prefix else list(hints)
+            close = nearest(name, hints) or nearest(name, [k.rpartition(".")[2] for k in known])
+            raise LspError(f"{source}: unknown key '{prefix}{name}'.{close}", hint=f"Keys here: {', '.join(prefix + k for k in hints)}.")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise LspError(f"{source}: '{prefix}{name}' is a section, not a value.", hint=f"Its keys: {', '.join(f'{prefix}{name}.{f.name}' for f in dataclasses.fields(hints[name]))}.")
+            changed[name] = _replace(getattr(recipe, name), value, source, f"{prefix}{name}.")
+        else:
+            changed[name] = _checked(hints[name], value, f"{source}: '{prefix}{name}'", name)
+    return dataclasses.replace(recipe, **changed)
+
+
+def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
+    if typing.get_origin(hint) is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices or not isinstance(value, str):
+            raise LspError(f"{where} is {value!r}, which is not one of {', '.join(choices)}.{nearest(str(value), choices)}")
+        return value
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise LspError(f"{where} must be {_type_name(hint)}, not {value!r}.")
+    for names, holds, wanted in LIMITS:
+        if name in names and not holds(value):
+            raise LspError(f"{where} is {value!r}; it must be {wanted}.")
+    return value
+
+
+def _value(text: str) -> Any:
+    """What TOML would read, else the bare word: `--set model.preset=bert` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _sections(recipe: Any) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
+    values = [(f.name, getattr(recipe, f.name)) for f in dataclasses.fields(recipe)]
+    plain = [(name, value) for name, value in values if not dataclasses.is_dataclass(value)]
+    if plain:
+        yield "", plain
+    for name, value in values:
+        if dataclasses.is_dataclass(value):
+            yield name, [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return repr(value)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(f'"{choice}"' for choice in typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_type_name(part) for part in typing.get_args(hint))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]

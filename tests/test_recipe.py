@@ -1,0 +1,79 @@
+"""Recipes: the shipped ones, what is refused and how, and the way to TOML and back."""
+
+from pathlib import Path
+
+import pytest
+
+from lsp import Exit, LspError, recipe
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+STAGES = {"pretrain": recipe.Pretrain, "finetune": recipe.Finetune, "prune": recipe.Prune, "distill": recipe.Distill}
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.toml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_shipped_recipe_parses_and_opens_with_its_command(path: Path) -> None:
+    stage = path.stem if path.parent.name == "compress" else path.parent.name
+    recipe.load(STAGES[stage], path)
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    name = f"compress {stage}" if path.parent.name == "compress" else stage
+    assert f"#   lsp {name} " in text
+    assert str(path.relative_to(RECIPES.parent)) in text
+
+
+def test_the_shipped_sizes() -> None:
+    sizes = {"tiny": (2, 128), "mini": (4, 256), "base": (12, 768), "large": (24, 1024), "modern-base": (22, 768)}
+    for name, size in sizes.items():
+        model = recipe.load(recipe.Pretrain, RECIPES / "pretrain" / f"{name}.toml").model
+        assert (model.layers, model.width) == size
+
+
+@pytest.mark.parametrize("stage", recipe.STAGES)
+def test_a_dumped_recipe_loads_as_itself(stage: type, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(recipe.dump(stage()), encoding="utf-8")
+    assert recipe.load(stage, tmp_path / "recipe.toml") == stage()
+
+
+def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[train]\nsteps = 7\nlearning_rate = 1\n[model]\npreset = 'bert'\n")
+    loaded = recipe.load(recipe.Pretrain, tmp_path / "r.toml", ["train.steps=9", "model.preset=modern"])
+    assert (loaded.train.steps, loaded.train.learning_rate, loaded.model.preset) == (9, 1.0, "modern")
+    assert loaded.train.batch_size == recipe.Train().batch_size
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.step=3", "unknown key 'train.step'. Did you mean 'steps'?"),
+        ("trian.steps=3", "unknown key 'trian'. Did you mean 'train'?"),
+        ("train=3", "'train' is a section, not a value."),
+        ("train.steps=many", "'train.steps' must be a whole number, not 'many'."),
+        ("train.steps=1.5", "'train.steps' must be a whole number, not 1.5."),
+        ("train.steps=true", "'train.steps' must be a whole number, not True."),
+        ("train.batch_size=0", "'train.batch_size' is 0; it must be at least 1."),
+        ("data.mask_rate=1.5", "'data.mask_rate' is 1.5; it must be between 0 and 1."),
+        ("train.learning_rate=nan", "'train.learning_rate' is nan; it must be more than 0."),
+        ("model.preset=brt", "'model.preset' is 'brt', which is not one of bert, modern. Did you mean 'bert'?"),
+        ("data.lowercase=1", "'data.lowercase' must be true or false, not 1."),
+        ("train.steps", "--set train.steps has no '='."),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(change: str, said: str) -> None:
+    with pytest.raises(LspError) as raised:
+        recipe.load(recipe.Pretrain, None, [change])
+    assert said in raised.value.message
+    assert raised.value.code == Exit.USAGE
+
+
+def test_two_recipes_are_compared_key_by_key() -> None:
+    old = recipe.dump(recipe.load(recipe.Pretrain))
+    new = recipe.dump(recipe.load(recipe.Pretrain, None, ["train.steps=5", "mesh.fsdp=2"]))
+    assert recipe.differences(old, new) == ["train.steps: 1000 → 5", "mesh.fsdp: 1 → 2"]
+    assert recipe.differences(old, old) == []
+
+
+@pytest.mark.parametrize("stage", recipe.STAGES)
+def test_every_key_is_explained(stage: type) -> None:
+    rows = list(recipe.keys(stage))
+    assert rows
+    assert all(kind and meaning for _, kind, _, meaning in rows)
