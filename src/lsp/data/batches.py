@@ -1,0 +1,195 @@
+"""Batch i as a function of (rows or examples, seed, i): resuming is "go to index".
+
+    step ──▶ which rows, in which epoch ──▶ their tokens ──▶ masks ──▶ one dict of arrays for the device
+
+Index spaces: a *step* counts batches from 0 without end; a *row* (or example) is a place in the data set; an *epoch*
+is one pass over it. Grain shuffles row numbers without holding them, and reads ahead with threads.
+
+Suffixes: B rows of a batch, T tokens, K slots, N examples.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lsp.data.masking import mask, slots_for
+from lsp.data.shards import Rows, Subset, segments
+from lsp.data.tasks import Table
+from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
+
+if TYPE_CHECKING:
+    from grain import MapDataset
+
+Batch = dict[str, np.ndarray]
+
+EVALUATION_SEED = 0x15B  # evaluation masks are the same in every run, so their losses compare
+EVALUATION_RATE = 0.15
+POOL = 64  # batches whose examples are sorted by length together
+AHEAD = 8  # batches read ahead
+THREADS = 2  # that read them; NumPy lets go of the interpreter lock for the larger copies only
+
+
+def pretraining(rows: Rows | Subset, *, batch_size: int, seed: int, mask_rate: float) -> "MapDataset":
+    """Endless masked batches; `dataset[step]` is the same whoever asks and whenever.
+
+    A batch holds tokens and segments int32 [B, T], slots and targets int32 [B, K], weights float32 [B, K] and the
+    int32 scalar overflow (positions drawn beyond the slots). Every row comes once an epoch, in a new order each time.
+    """
+    from grain import MapDataset  # imports jax: 2 s that evaluation and prediction can spare
+
+    slots = slots_for(mask_rate, rows.sequence_length)
+
+    def batch_at(step: int, chosen: np.ndarray) -> Batch:
+        epochs = (step * batch_size + np.arange(batch_size)) // len(rows)
+        return _masked(rows, chosen, epochs, seed, mask_rate, slots)
+
+    numbers = MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat()
+    return numbers.batch(batch_size).map_with_index(batch_at)
+
+
+def evaluation(rows: Rows | Subset, batch_size: int, mask_rate: float = EVALUATION_RATE) -> "FixedBatches":
+    """Masked batches to measure on: every row once, under the same masks every time."""
+    return FixedBatches(rows, batch_size, mask_rate)
+
+
+class FixedBatches:
+    """What `evaluation` gives: `len`, `[i]`, iteration. The last batch is filled up with rows whose weights are 0."""
+
+    def __init__(self, rows: Rows | Subset, batch_size: int, mask_rate: float) -> None:
+        self.rows, self.batch_size, self.mask_rate = rows, batch_size, mask_rate
+        self.slots = slots_for(mask_rate, rows.sequence_length)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start = index * self.batch_size
+        chosen = np.arange(start, min(start + self.batch_size, len(self.rows)))
+        batch = _masked(self.rows, chosen, 0, EVALUATION_SEED, self.mask_rate, self.slots)
+        missing = self.batch_size - len(chosen)
+        return {
+            name: np.pad(array, [(0, missing), (0, 0)]) if array.ndim == 2 else array for name, array in batch.items()
+        }
+
+
+class Examples:
+    """A table as tokens: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`, at most `sequence_length` long.
+
+    `labels` is int32 [N], zeros when the table has none, `lengths` [N] counts tokens, and `cut` examples that were
+    too long; of a pair the longer text is cut first.
+    """
+
+    def __init__(self, table: Table, tokenizer: Tokenizer, sequence_length: int) -> None:
+        encoded = [tokenizer.encode_arrays(column) for column in zip(*table.texts, strict=True)]
+        room = sequence_length - 1 - len(encoded)
+        self.sequence_length, self.cut = sequence_length, 0
+        self.labels = np.array(table.labels or [0] * len(table.texts), np.int32)
+        self.tokens: list[np.ndarray] = []
+        seconds: list[int] = []
+        for texts in zip(*encoded, strict=True):
+            sizes = _fitting([len(each) for each in texts], room)
+            self.cut += sum(sizes) < sum(map(len, texts))
+            ended = [piece for each, n in zip(texts, sizes, strict=True) for piece in (each[:n], [SEP])]
+            self.tokens.append(np.concatenate([[CLS], *ended]).astype(np.int32))
+            seconds.append(sizes[0] + 2)
+        self.seconds = np.array(seconds, np.int32)  # where the second text of a pair begins
+        self.lengths = np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, chosen: np.ndarray, batch_size: int) -> Batch:
+        """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B].
+
+        T is the first of 16, 32, 48, 64, 96, 128, 192, … that holds the longest of them. Missing rows weigh 0.
+        """
+        tokens = np.full((batch_size, min(width_for(self.lengths[chosen].max()), self.sequence_length)), PAD, np.int32)
+        types = np.zeros_like(tokens)
+        for row, example in enumerate(chosen.tolist()):
+            tokens[row, : self.lengths[example]] = self.tokens[example]
+            types[row, self.seconds[example] : self.lengths[example]] = 1
+        missing = batch_size - len(chosen)
+        return {
+            "tokens": tokens,
+            "segments": (tokens != PAD).astype(np.int32),
+            "types": types,
+            "labels": np.pad(self.labels[chosen], (0, missing)),
+            "weights": np.pad(np.ones(len(chosen), np.float32), (0, missing)),
+        }
+
+
+def labelled(examples: Examples, *, batch_size: int, seed: int) -> "MapDataset":
+    """Endless batches of `Examples.batch`, ⌈N/B⌉ an epoch, each example once; examples of like length go together."""
+    from grain import MapDataset
+
+    per_epoch = math.ceil(len(examples) / batch_size)
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> list[np.ndarray]:
+        random = np.random.default_rng([seed, epoch])
+        shuffled = random.permutation(len(examples))
+        pools = [shuffled[at : at + POOL * batch_size] for at in range(0, len(shuffled), POOL * batch_size)]
+        by_length = np.concatenate([pool[np.argsort(examples.lengths[pool], kind="stable")] for pool in pools])
+        batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+        return [batches[index] for index in random.permutation(per_epoch)]
+
+    def batch_at(step: int) -> Batch:
+        epoch, index = divmod(int(step), per_epoch)
+        return examples.batch(order(epoch)[index], batch_size)
+
+    return MapDataset.range(sys.maxsize).map(batch_at)
+
+
+def in_order(examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example once, shortest first: (which ones [n ≤ B], their batch of B rows). For measuring and predicting."""
+    order = np.argsort(examples.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        yield chosen, examples.batch(chosen, batch_size)
+
+
+def read_ahead(dataset: "MapDataset", start: int, stop: int) -> Iterator[Any]:
+    """`dataset[start]` to `dataset[stop - 1]`, made by threads while the device works on earlier ones."""
+    from grain import ReadOptions
+
+    if start < stop:
+        yield from dataset[start:stop].to_iter_dataset(ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
+
+
+def width_for(length: int) -> int:
+    """The smallest of 16, 32, 48, 64, 96, 128, 192, 256, 384, … that holds `length`: few shapes to compile for."""
+    power = 1 << max(4, (int(length) - 1).bit_length())
+    return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
+
+
+def _masked(
+    rows: Rows | Subset, chosen: np.ndarray, epochs: np.ndarray | int, seed: int, rate: float, slots: int
+) -> Batch:
+    tokens = rows.take(chosen)
+    masked = mask(tokens, chosen, epoch=epochs, seed=seed, rate=rate, slots=slots, vocab_size=rows.vocab_size)
+    return {
+        "tokens": masked.tokens,
+        "segments": segments(tokens),
+        "slots": masked.slots,
+        "targets": masked.targets,
+        "weights": masked.weights,
+        "overflow": np.array(masked.overflow, np.int32),
+    }
+
+
+def _fitting(sizes: list[int], room: int) -> list[int]:
+    """Sizes that fit into `room` together, the longer of two cut first."""
+    if sum(sizes) <= room or len(sizes) == 1:
+        return [min(sizes[0], room), *sizes[1:]]
+    half = room // 2
+    first = min(sizes[0], max(room - half, room - sizes[1]))
+    return [first, min(sizes[1], room - first)]

@@ -1,0 +1,152 @@
+"""Documents to rows of exactly T tokens with as little padding as possible.
+
+    documents ──encode──▶ tokens ──frame──▶ pieces [CLS] … [SEP] of at most T ──best fit──▶ rows
+
+Everything goes by in chunks of a few megabytes, so memory does not grow with the corpus.
+
+Suffixes: T tokens of a row, N rows.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
+
+CHUNK = 4 << 20  # characters encoded at once: enough to keep all cores busy, little to hold
+LONGEST_TEXT = 64 << 10  # characters given to one core at once; longer lines are cut there
+OPEN_ROWS = 2048  # rows that still wait for a piece that fits
+SMALLEST = 3  # tokens of the smallest piece: [CLS], one token, [SEP]
+
+
+class Packed(NamedTuple):
+    """Rows that became full, and what was read meanwhile."""
+
+    rows: np.ndarray  # [N, T]
+    documents: int
+    bytes_in: int  # of UTF-8
+
+
+def rows(documents: Iterable[str], tokenizer: Tokenizer, sequence_length: int) -> Iterator[Packed]:
+    """All documents as rows. A document longer than a row is cut into pieces, the last of which shares its row."""
+    shelf = Shelf(sequence_length)
+    for chunk in chunks(documents):
+        ready = pack(*encode(chunk, tokenizer), shelf)
+        yield Packed(ready, len(chunk), sum(len(document.encode()) for document in chunk))
+    yield Packed(shelf.rest(), 0, 0)
+
+
+def pack(tokens: np.ndarray, lengths: np.ndarray, shelf: "Shelf") -> np.ndarray:
+    """The rows [N, T] that become full with these documents (as in `frame`); what is left waits on the shelf."""
+    pieces, sizes = frame(tokens, lengths, shelf.length)
+    full = sizes == shelf.length
+    whole = np.repeat(full, sizes)
+    return np.concatenate([pieces[whole].reshape(-1, shelf.length), shelf.place(pieces[~whole], sizes[~full])])
+
+
+def frame(tokens: np.ndarray, lengths: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Documents cut into pieces of at most `sequence_length` with [CLS] before and [SEP] after each.
+
+    `tokens` holds the documents one after another, `lengths` [documents] how many each has. Returns the pieces the
+    same way: all tokens, and the size of each piece.
+    """
+    room = sequence_length - 2
+    parts = -(-lengths // room)
+    first = np.cumsum(parts) - parts
+    part = np.arange(parts.sum()) - np.repeat(first, parts)
+    sizes = np.minimum(room, np.repeat(lengths, parts) - part * room) + 2
+    ends = np.cumsum(sizes)
+    framed = np.empty(sizes.sum(), tokens.dtype)
+    inner = np.ones(len(framed), bool)
+    framed[ends - sizes], framed[ends - 1] = CLS, SEP
+    inner[ends - sizes] = inner[ends - 1] = False
+    framed[inner] = tokens
+    return framed, sizes
+
+
+class Shelf:
+    """The rows that are not yet full. A piece goes into the fullest row that still has room for it (best fit)."""
+
+    def __init__(self, sequence_length: int) -> None:
+        self.length = sequence_length
+        self.rows = np.zeros((OPEN_ROWS, sequence_length), np.int32)
+        self.empty = list(range(OPEN_ROWS))
+        self.waiting: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # rows by the room they have left
+        self.rooms = 0  # bit r is set when a row with room r waits, so the best fit is found in one step
+
+    def place(self, pieces: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Finds room for pieces under T tokens, lying one after another. Returns the rows that became full [N, T]."""
+        closed: list[np.ndarray] = []
+        end = 0
+        for size in sizes.tolist():
+            start, end = end, end + size
+            fitting = self.rooms >> size
+            if fitting:
+                room = size + (fitting & -fitting).bit_length() - 1
+                row = self._take(room)
+            else:
+                if not self.empty:
+                    closed.append(self._close(self._take((self.rooms & -self.rooms).bit_length() - 1)))
+                row, room = self.empty.pop(), self.length
+            at = self.length - room
+            self.rows[row, at : at + size] = pieces[start:end]
+            if room - size < SMALLEST:
+                closed.append(self._close(row))
+            else:
+                self.waiting[room - size].append(row)
+                self.rooms |= 1 << (room - size)
+        return np.array(closed, np.int32).reshape(-1, self.length)
+
+    def rest(self) -> np.ndarray:
+        """All rows that still wait, [N, T], the fullest first."""
+        return self.rows[[row for rows in self.waiting for row in rows]]
+
+    def _take(self, room: int) -> int:
+        row = self.waiting[room].pop()
+        if not self.waiting[room]:
+            self.rooms &= ~(1 << room)
+        return row
+
+    def _close(self, row: int) -> np.ndarray:
+        tokens = self.rows[row].copy()
+        self.rows[row] = PAD
+        self.empty.append(row)
+        return tokens
+
+
+def chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of about `CHUNK` characters."""
+    held: list[str] = []
+    length = 0
+    for document in documents:
+        held.append(document)
+        length += len(document)
+        if length >= CHUNK:
+            yield held
+            held, length = [], 0
+    if held:
+        yield held
+
+
+def encode(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """All tokens (int32) of the documents one after another, and how many each has.
+
+    A line is encoded by itself, and very long lines in parts, so that the cores have even shares; a newline is a space
+    to the tokenizer, hence nothing is lost.
+    """
+    parts = [[*_lines(document)] for document in documents]
+    encoded = tokenizer.encode_arrays([part for each in parts for part in each])
+    owner = np.repeat(np.arange(len(parts)), [len(each) for each in parts])
+    sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    lengths = np.zeros(len(parts), np.int64)
+    np.add.at(lengths, owner, sizes)
+    return np.concatenate(encoded) if encoded else np.zeros(0, np.int32), lengths
+
+
+def _lines(document: str) -> Iterator[str]:
+    for line in document.split("\n"):
+        if len(line) <= LONGEST_TEXT:
+            yield line
+        else:
+            yield from (line[start : start + LONGEST_TEXT] for start in range(0, len(line), LONGEST_TEXT))

@@ -1,0 +1,249 @@
+r"""Labelled tables: the texts to classify and the names of their classes.
+
+TSV has no quoting and no escapes: rows end at `\n`, fields at `\t`, and `"` is an ordinary character. CSV is quoted as
+usual, JSONL has an object a line, and plain text, which has no labels, a text a line. All may be .gz or .xz.
+"""
+
+import csv
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lsp import Exit, LspError, nearest
+from lsp.data import text
+
+# Columns found without being named, in this order; compared without case.
+PAIRS = (
+    *(("sentence1", "sentence2"), ("question", "sentence"), ("question1", "question2"), ("premise", "hypothesis")),
+    *(("text_a", "text_b"), ("text1", "text2"), ("#1 string", "#2 string"), ("question", "answer")),
+)
+TEXTS = ("sentence", "text", "review", "content", "document", "comment", "question", "title")
+LABELS = ("label", "labels", "class", "category", "quality", "target", "sentiment", "gold_label", "is_duplicate")
+MOST_CLASSES = 1000  # more is a column of something else
+LONGEST_CELL = 64 << 20  # characters of a CSV cell
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one text or two, the class of each as an index into `names`; `labels` is empty for unlabelled data."""
+
+    texts: list[tuple[str, ...]]
+    labels: list[int]
+    names: tuple[str, ...]
+
+
+def read(
+    path: Any,
+    text_columns: Sequence[str] = (),
+    label_column: str = "",
+    labels: Sequence[str] | None = None,
+    require_labels: bool = True,
+) -> Table:
+    """The table in a file (`-` is standard input).
+
+    Columns are known by their usual names, or given: a name, or a number from 1 where there is no header. `labels`
+    are the classes there must be; without them the file's own, sorted (as numbers where they are). With
+    `require_labels` off, labels are not read. Raises LspError (exit 3, or 2 for a column option) naming the line.
+    """
+    path = str(path)
+    columns, rows = _table(path, tuple(text_columns), label_column, require_labels)
+    if columns is None:
+        raise _bad(f"{text.title(path)} is empty.", "Give a file with a row for each example.")
+    texts: list[tuple[str, ...]] = []
+    found: list[tuple[str, str]] = []
+    for where, row in rows:
+        texts.append(columns.read_texts(row, where))
+        if require_labels:
+            found.append((where, columns.read_label(row, where)))
+    if not texts:
+        raise _bad(f"{text.title(path)} has a header and no rows.", "Give a file with a row for each example.")
+    if not require_labels:
+        return Table(texts, [], tuple(labels or ()))
+    names = tuple(labels) if labels is not None else _names(path, [name for _, name in found])
+    return Table(texts, _indices(found, names), names)
+
+
+def stream(path: str, text_columns: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+    """The texts of a file row by row, for predicting; nothing but the current row is held. Errors as `read`."""
+    columns, rows = _table(path, tuple(text_columns), "", labelled=False)
+    for where, row in rows:
+        assert columns is not None
+        yield columns.read_texts(row, where)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where texts and label stand: keys of an object, or indices of a row."""
+
+    texts: tuple[str | int, ...]
+    label: str | int | None
+    headed: bool  # the first row holds names
+
+    def read_texts(self, row: Any, where: str) -> tuple[str, ...]:
+        return tuple(text.string(_cell(row, name, where), f"{where}: {_called(name)}") for name in self.texts)
+
+    def read_label(self, row: Any, where: str) -> str:
+        assert self.label is not None
+        return _label(_cell(row, self.label, where), f"{where}: {_called(self.label)}")
+
+
+def _table(
+    path: str, texts: tuple[str, ...], label: str, labelled: bool
+) -> tuple[_Columns | None, Iterator[tuple[str, Any]]]:
+    """The columns to read and the rows, each with its place for messages. Nothing at all for an empty file."""
+    numbered = _rows(path)
+    first = next(numbered, None)
+    if first is None:
+        return None, iter(())
+    number, head = first
+    columns = _columns(path, head, texts, label, labelled)
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        for line, row in numbered if columns.headed else itertools.chain([first], numbered):
+            where = f"{text.title(path)}, line {line}"
+            if not isinstance(row, Mapping) and len(row) != len(head):
+                count = f"{len(row)} {'column' if len(row) == 1 else 'columns'}"
+                hint = "Every row needs the same columns, also when one is empty."
+                raise _bad(f"{where}: {count} where line {number} has {len(head)}.", hint)
+            yield where, row
+
+    return columns, rows()
+
+
+def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled: bool) -> _Columns:
+    """Finds the columns in the first row or object."""
+    keyed = isinstance(head, Mapping)
+    names = [str(name) for name in head]
+    header = {name.strip().lower(): name for name in reversed(names)}
+    usual = _usual_texts(header)
+    text_a_line = text.kind(path) == ".txt" or (len(names) == 1 and not keyed)
+    if text_a_line and not (texts or usual or labelled):
+        return _Columns((0,), None, False)
+    headed = keyed or bool(usual) or any(name and not name.isdigit() for name in (*texts, label))
+    if labelled and not label and headed:
+        label = next((name for name in LABELS if name in header), "")
+    for what, found in (("text", texts or usual), ("label", label or not labelled)):
+        if not found:
+            raise _bad(
+                f"{text.title(path)}: which column holds the {what}? Its first line holds: {_shown(names)}.",
+                f"Give --{what}-column NAME, or --{what}-column N (from 1) where there is no header.",
+            )
+
+    def place(name: str, option: str) -> str | int:
+        if name.isdigit() and name not in header and 1 <= int(name) <= len(names):
+            index = int(name) - 1
+        elif name.lower() in header:
+            index = names.index(name if name in names else header[name.lower()])
+        else:
+            raise LspError(
+                f"{option} {name}: {text.title(path)} has no such column.{nearest(name, names)}",
+                hint=f"Its first line holds: {_shown(names)}. Without a header, give the column's number from 1.",
+            )
+        return names[index] if keyed else index
+
+    return _Columns(
+        tuple(place(name, "--text-column") for name in texts or usual),
+        place(label, "--label-column") if labelled else None,
+        headed and not keyed,
+    )
+
+
+def _usual_texts(header: Mapping[str, str]) -> tuple[str, ...]:
+    pair = next((pair for pair in PAIRS if all(name in header for name in pair)), None)
+    return pair or next(((name,) for name in TEXTS if name in header), ())
+
+
+def _rows(path: str) -> Iterator[tuple[int, Any]]:
+    """Lines with their numbers, cut into fields (or an object's keys and values)."""
+    numbered = text.lines(path)
+    first = next(numbered, None)
+    if first is None:
+        return iter(())
+    numbered = itertools.chain([first], numbered)
+    kind = text.kind(path)
+    if kind == ".csv":
+        return _csv(path, numbered)
+    if kind == ".jsonl" or (kind not in (".tsv", ".txt") and first[1].lstrip().startswith("{")):
+        return text.records(path, numbered)
+    if kind == ".txt":
+        return ((number, [line]) for number, line in numbered)
+    return ((number, line.split("\t")) for number, line in numbered)
+
+
+def _csv(path: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader((line + "\n" for _, line in numbered), strict=True)
+    while True:
+        number = reader.line_num + 1  # where the record begins; quoted cells may hold newlines
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise _bad(
+                f"{text.title(path)}, line {number}: not CSV ({error}).",
+                "Quote cells that hold commas, quotes or newlines.",
+            ) from None
+        if row:
+            yield number, row
+
+
+def _called(name: str | int) -> str:
+    return f"column {name + 1}" if isinstance(name, int) else f"field '{name}'"
+
+
+def _cell(row: Any, name: str | int, where: str) -> Any:
+    if isinstance(row, Mapping) and name not in row:
+        raise _bad(
+            f"{where}: no field '{name}'.{nearest(str(name), row)}", f"Fields there: {', '.join(row) or 'none'}."
+        )
+    return row[name]
+
+
+def _label(value: Any, where: str) -> str:
+    """A label as its name: 1 and 1.0 are "1", true is "true"."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    name = str(value).strip() if isinstance(value, str | int | float) else ""
+    if not name:
+        raise _bad(f"{where} holds no label.", "Every row needs the name or number of its class.")
+    return text.string(name, where)
+
+
+def _names(path: str, found: list[str]) -> tuple[str, ...]:
+    counts = Counter(found)
+    if len(counts) == 1:
+        raise _bad(
+            f"{text.title(path)} holds one class only ({next(iter(counts))!r}, {len(found)} rows).",
+            "Give examples of two classes or more, or name another --label-column.",
+        )
+    if len(counts) > MOST_CLASSES:
+        raise _bad(
+            f"{text.title(path)} holds {len(counts)} different labels in {len(found)} rows; those are no classes.",
+            "Name another --label-column.",
+        )
+    numeric = all(name.lstrip("-").isdecimal() and name.isascii() for name in counts)
+    return tuple(sorted(counts, key=int) if numeric else sorted(counts))
+
+
+def _indices(found: list[tuple[str, str]], names: tuple[str, ...]) -> list[int]:
+    index = {name: number for number, name in enumerate(names)}
+    for where, name in found:
+        if name not in index:
+            message = f"{where}: label {name!r} is unknown.{nearest(name, names)}"
+            raise _bad(message, f"The labels are: {_shown(names)}.")
+    return [index[name] for _, name in found]
+
+
+def _shown(names: Sequence[str]) -> str:
+    """The first names, cut to what fits in a sentence."""
+    shown = [repr(name if len(name) <= 30 else name[:29] + "…") for name in names[:10]]
+    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > 10 else "")
+
+
+def _bad(message: str, hint: str) -> LspError:
+    return LspError(message, hint=hint, code=Exit.DATA)

@@ -1,0 +1,200 @@
+"""Batches depend on (rows, seed, step) and nothing else, and leave nothing out."""
+
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lsp.data import batches, shards, tokenizer
+from lsp.data.batches import Examples, width_for
+from lsp.data.masking import slots_for
+from lsp.data.shards import Rows
+from lsp.data.tasks import Table
+from lsp.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+
+T = 32
+TEXTS = [f"the {n % 7} cats and {n} dogs " * (1 + n % 5) for n in range(203)]
+
+
+@pytest.fixture(scope="module")
+def words() -> Tokenizer:
+    return tokenizer.train(iter(TEXTS), vocab_size=290, kind="bpe", lowercase=False, seed=0)
+
+
+@pytest.fixture(scope="module")
+def rows(words: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    path = tmp_path_factory.mktemp("rows")
+    shards.pack(TEXTS, words, path, T)
+    return Rows.open(path)
+
+
+def table(texts: list[str], classes: int = 3) -> Table:
+    return Table([(text,) for text in texts], [n % classes for n in range(len(texts))], ("a", "b", "c")[:classes])
+
+
+def restored(batch: batches.Batch) -> list[tuple[int, ...]]:
+    tokens = batch["tokens"].copy()
+    for row, slots, targets, weights in zip(tokens, batch["slots"], batch["targets"], batch["weights"], strict=True):
+        row[slots[weights == 1]] = targets[weights == 1]
+    return [tuple(row) for row in tokens.tolist()]
+
+
+def equal(a: batches.Batch, b: batches.Batch) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_an_epoch_holds_every_row_once_in_a_new_order_with_new_masks(rows: Rows) -> None:
+    stored = Counter(tuple(row) for row in rows.take(np.arange(len(rows))).tolist())
+    dataset = batches.pretraining(rows, batch_size=1, seed=3, mask_rate=0.15)
+    epochs = [[dataset[epoch * len(rows) + i] for i in range(len(rows))] for epoch in (0, 1)]
+    first, second = ([restored(batch)[0] for batch in epoch] for epoch in epochs)
+    assert Counter(first) == Counter(second) == stored
+    assert first != second
+    masks = [{tuple(batch["tokens"][0].tolist()) for batch in epoch} for epoch in epochs]
+    assert len(masks[0] & masks[1]) < 0.1 * len(rows)
+
+
+def test_a_batch_has_the_promised_shapes_and_types(rows: Rows) -> None:
+    batch = batches.pretraining(rows, batch_size=4, seed=0, mask_rate=0.15)[0]
+    slots = slots_for(0.15, T)
+    expected = {"tokens": (4, T), "segments": (4, T), "slots": (4, slots), "targets": (4, slots), "overflow": ()}
+    assert {name: batch[name].shape for name in expected} == expected
+    assert {array.dtype for name, array in batch.items() if name != "weights"} == {np.dtype(np.int32)}
+    assert batch["weights"].shape == (4, slots)
+    assert batch["weights"].dtype == np.float32
+    np.testing.assert_array_equal(batch["segments"] == 0, batch["tokens"] == PAD)
+
+
+def test_a_step_gives_the_same_batch_whenever_it_is_asked(rows: Rows) -> None:
+    dataset = batches.pretraining(rows, batch_size=5, seed=1, mask_rate=0.15)
+    wanted = [dataset[step] for step in (70, 3, 70)]
+    assert equal(wanted[0], wanted[2])
+    again = batches.pretraining(rows, batch_size=5, seed=1, mask_rate=0.15)
+    assert equal(again[70], wanted[0])
+    assert not equal(batches.pretraining(rows, batch_size=5, seed=2, mask_rate=0.15)[3], wanted[1])
+
+
+def test_reading_ahead_from_the_middle_is_asking_one_by_one(rows: Rows) -> None:
+    dataset = batches.pretraining(rows, batch_size=4, seed=0, mask_rate=0.15)
+    read = list(batches.read_ahead(dataset, 13, 30))
+    assert len(read) == 17
+    assert all(equal(batch, dataset[13 + i]) for i, batch in enumerate(read))
+    assert list(batches.read_ahead(dataset, 5, 5)) == []
+
+
+def test_an_abandoned_reader_stops_reading(rows: Rows) -> None:
+    dataset = batches.pretraining(rows, batch_size=4, seed=0, mask_rate=0.15)
+    before = threading.active_count()
+    for _ in range(5):
+        reader = batches.read_ahead(dataset, 0, 10_000_000)
+        next(reader)
+        reader.close()  # type: ignore[attr-defined]
+    for _ in range(200):  # they end after the batch at hand
+        if threading.active_count() <= before:
+            return
+        time.sleep(0.01)
+    raise AssertionError(threading.enumerate())
+
+
+def test_evaluation_has_every_row_once_under_the_same_masks(rows: Rows) -> None:
+    held_out = batches.evaluation(rows, 7)
+    assert len(held_out) == -(-len(rows) // 7)
+    once = [row for batch in held_out for row in restored(batch)]
+    assert once[: len(rows)] == [tuple(row) for row in rows.take(np.arange(len(rows))).tolist()]
+    assert all(set(row) == {PAD} for row in once[len(rows) :])
+    assert {batch["tokens"].shape for batch in held_out} == {(7, T)}
+    missing = len(held_out) * 7 - len(rows)
+    assert not held_out[len(held_out) - 1]["weights"][7 - missing :].any()
+    assert all(equal(a, b) for a, b in zip(held_out, batches.evaluation(rows, 7), strict=True))
+    assert sum((batch["tokens"] == MASK).sum() for batch in held_out) > 0
+
+
+def test_one_text_and_two_are_framed_and_typed(words: Tokenizer) -> None:
+    a, b = words.encode(["the cats", "and 3 dogs"])
+    single = Examples(Table([("the cats",)], [1], ("x", "y")), words, T).batch(np.array([0]), 2)
+    assert single["tokens"][0].tolist() == [CLS, *a, SEP] + [PAD] * (16 - len(a) - 2)
+    assert not single["types"].any()
+    assert single["labels"].tolist() == [1, 0]
+    assert single["weights"].tolist() == [1, 0]
+    pair = Examples(Table([("the cats", "and 3 dogs")], [0], ("x", "y")), words, T).batch(np.array([0]), 1)
+    expected = [CLS, *a, SEP, *b, SEP]
+    assert pair["tokens"][0, : len(expected)].tolist() == expected
+    assert pair["types"][0, : len(expected)].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
+    np.testing.assert_array_equal(pair["segments"], pair["tokens"] != PAD)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fitted"),
+    [
+        ((50, 3), (26, 3)),
+        ((3, 50), (3, 26)),
+        ((50, 50), (15, 14)),
+        ((14, 15), (14, 15)),
+        ((5, 5), (5, 5)),
+    ],
+)
+def test_of_a_pair_the_longer_text_is_cut(sizes: tuple[int, int], fitted: tuple[int, int]) -> None:
+    assert tuple(batches._fitting(list(sizes), 29)) == fitted
+
+
+def test_examples_that_are_too_long_are_cut_and_counted(words: Tokenizer) -> None:
+    examples = Examples(table(["cats", "the cats and dogs " * 50, "dogs"]), words, 20)
+    assert examples.cut == 1
+    assert examples.lengths.max() == 20
+    assert examples.tokens[1][-1] == SEP
+    assert examples.batch(np.arange(3), 3)["tokens"].shape == (3, 20)
+
+
+def test_an_epoch_of_labelled_batches_holds_every_example_once(words: Tokenizer) -> None:
+    examples = Examples(table(TEXTS), words, 128)
+    dataset = batches.labelled(examples, batch_size=8, seed=0)
+    per_epoch = -(-len(TEXTS) // 8)
+
+    def contents(epoch: int) -> Counter[tuple[int, ...]]:
+        found: Counter[tuple[int, ...]] = Counter()
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            batch = dataset[step]
+            for tokens, label, weight in zip(batch["tokens"].tolist(), batch["labels"], batch["weights"], strict=True):
+                found[(int(label), *(index for index in tokens if index != PAD))] += int(weight)
+        return +found
+
+    expected = Counter(
+        (int(label), *tokens.tolist()) for label, tokens in zip(examples.labels, examples.tokens, strict=True)
+    )
+    assert contents(0) == contents(1) == expected
+    assert not equal(dataset[0], dataset[per_epoch])
+    assert equal(dataset[5], batches.labelled(examples, batch_size=8, seed=0)[5])
+
+
+def test_examples_of_like_length_go_together(words: Tokenizer) -> None:
+    examples = Examples(table(TEXTS), words, 128)
+    dataset = batches.labelled(examples, batch_size=8, seed=0)
+    padded = sum(dataset[step]["tokens"].size for step in range(26))
+    one_width = 26 * 8 * width_for(examples.lengths.max())
+    assert padded < 0.75 * one_width
+
+
+def test_in_order_gives_every_example_once_shortest_first(words: Tokenizer) -> None:
+    examples = Examples(table(TEXTS), words, 128)
+    seen = list(batches.in_order(examples, 10))
+    assert sorted(np.concatenate([chosen for chosen, _ in seen]).tolist()) == list(range(len(TEXTS)))
+    assert {len(batch["labels"]) for _, batch in seen} == {10}
+    widths = [batch["tokens"].shape[1] for _, batch in seen]
+    assert widths == sorted(widths)
+
+
+def test_widths_are_few_and_hold_what_they_must() -> None:
+    widths = [width_for(length) for length in range(1, 513)]
+    assert sorted(set(widths)) == [16, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert all(width >= length for length, width in enumerate(widths, 1))
+
+
+def test_the_road_from_files_needs_neither_jax_nor_grain(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, lsp.commands.prepare, lsp.data.tasks; sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

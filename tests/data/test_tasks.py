@@ -1,0 +1,156 @@
+"""Labelled tables: every format reads the same, and every bad row is named by its line."""
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lsp import Exit, LspError
+from lsp.data import tasks
+from lsp.data.tasks import Table
+
+ROWS = [("a fine film", "positive"), ('says "no', "negative"), ("line\u2028end\x85in it", "positive")]
+EXPECTED = Table([(text,) for text, _ in ROWS], [1, 0, 1], ("negative", "positive"))
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_bytes(content.encode())
+    return path
+
+
+def tsv(*rows: tuple[str, ...]) -> str:
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def test_tsv_csv_and_jsonl_hold_the_same_table(tmp_path: Path) -> None:
+    quoted = [f'"{text.replace(chr(34), chr(34) * 2)}",{label}\n' for text, label in ROWS]
+    files = {
+        "a.tsv": tsv(("sentence", "label"), *ROWS),
+        "windows.tsv": tsv(("sentence", "label"), *ROWS).replace("\n", "\r\n"),
+        "no-end.tsv": tsv(("sentence", "label"), *ROWS).removesuffix("\n"),
+        "b.csv": "Text,Label\n" + "".join(quoted),
+        "c.jsonl": "".join(json.dumps({"label": label, "text": text}) + "\n" for text, label in ROWS),
+    }
+    for name, content in files.items():
+        assert tasks.read(write(tmp_path / name, content)) == EXPECTED, name
+    (tmp_path / "d.tsv.gz").write_bytes(gzip.compress(files["a.tsv"].encode()))
+    assert tasks.read(tmp_path / "d.tsv.gz") == EXPECTED
+
+
+def test_csv_cells_may_hold_newlines(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", 'text,label\n"two\nlines, and ""quotes""",x\nplain,y\n')
+    assert tasks.read(path).texts == [('two\nlines, and "quotes"',), ("plain",)]
+
+
+@pytest.mark.parametrize(
+    ("header", "places"),
+    [
+        (("sentence", "label"), (0,)),
+        (("index", "question", "sentence", "label"), (1, 2)),
+        (("Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"), (3, 4)),
+        (("premise", "hypothesis", "gold_label"), (0, 1)),
+        (("id", "sentence1", "sentence2", "label"), (1, 2)),
+    ],
+)
+def test_the_usual_columns_are_found(tmp_path: Path, header: tuple[str, ...], places: tuple[int, ...]) -> None:
+    rows = [tuple(f"{name} {n}" if name.lower() not in tasks.LABELS else str(n) for name in header) for n in (0, 1)]
+    table = tasks.read(write(tmp_path / "a.tsv", tsv(header, *rows)))
+    assert table.texts == [tuple(row[place] for place in places) for row in rows]
+    assert table.labels == [0, 1]
+
+
+def test_columns_without_a_header_are_given_by_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "cola.tsv", "gj04\t1\t\tThe car honked.\ngj04\t0\t*\tCar the honked.")
+    table = tasks.read(path, ("4",), "2")
+    assert table == Table([("The car honked.",), ("Car the honked.",)], [1, 0], ("0", "1"))
+
+
+def test_numbers_work_beside_a_header_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("id", "sentence", "label"), ("7", "x", "a"), ("8", "y", "b")))
+    assert tasks.read(path, ("2",), "3").texts == [("x",), ("y",)]
+
+
+def test_other_columns_are_given_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "body,mood\nx,good\ny,bad\n")
+    assert tasks.read(path, ("body",), "mood") == Table([("x",), ("y",)], [1, 0], ("bad", "good"))
+
+
+def test_labels_of_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": "x", "label": n}) + "\n" for n in (10, 9, 100.0)))
+    assert tasks.read(path).names == ("9", "10", "100")
+
+
+def test_given_labels_keep_their_order_and_may_be_absent(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "b"), ("y", "b")))
+    assert tasks.read(path, labels=["b", "a"]) == Table([("x",), ("y",)], [0, 0], ("b", "a"))
+
+
+def test_unlabelled_rows_are_read_when_labels_are_not_needed(tmp_path: Path) -> None:
+    indexed = write(tmp_path / "test.tsv", tsv(("index", "sentence"), ("0", "x"), ("1", "y")))
+    plain = write(tmp_path / "a.txt", "x\n\ny\twith a tab\n")
+    assert tasks.read(indexed, require_labels=False) == Table([("x",), ("y",)], [], ())
+    assert tasks.read(plain, require_labels=False).texts == [("x",), ("",), ("y\twith a tab",)]
+
+
+@pytest.mark.parametrize(
+    "content", ["x\ny\n", "sentence\nx\ny\n", '{"text": "x"}\n{"text": "y"}\n', "id\ttext\n1\tx\n2\ty\n"]
+)
+def test_standard_input_shows_by_its_first_line_what_it_is(monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    class Stdin:
+        buffer = io.BufferedReader(io.BytesIO(content.encode()))
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    assert list(tasks.stream("-")) == [("x",), ("y",)]
+
+
+def test_a_stream_gives_the_rows_before_a_bad_one(tmp_path: Path) -> None:
+    rows = tasks.stream(str(write(tmp_path / "a.tsv", tsv(("id", "text"), ("1", "x"), ("2",)))))
+    assert next(rows) == ("x",)
+    with pytest.raises(LspError, match="line 3: 1 column where line 1 has 2"):
+        next(rows)
+    assert list(tasks.stream(str(write(tmp_path / "empty.tsv", "")))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.tsv", "", "is empty"),
+        ("b.tsv", "sentence\tlabel\n", "a header and no rows"),
+        ("c.tsv", "sentence\tlabel\nx\t1\ny\nz\t0\n", "c.tsv, line 3: 1 column where line 1 has 2"),
+        ("d.tsv", "sentence\tlabel\nx\t1\ny\t0\t0\n", "d.tsv, line 3: 3 columns where line 1 has 2"),
+        ("e.tsv", "sentence\tlabel\nx\t1\ny\t1\n", "one class only"),
+        ("f.tsv", "sentence\tlabel\nx\t1\ny\t\n", "f.tsv, line 3: column 2 holds no label"),
+        ("g.tsv", "what\tthis\nx\t1\n", "which column holds the text?"),
+        ("h.tsv", "sentence\tscore\nx\t1\n", "which column holds the label?"),
+        ("i.csv", 'text,label\n"open,1\nx,2\n', "i.csv, line 2: not CSV"),
+        ("j.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}\n', "j.jsonl, line 2: no field 'label'"),
+        ("k.jsonl", '{"text": null, "label": 1}\n', "k.jsonl, line 1: field 'text' holds NoneType, not text"),
+        ("l.tsv", "sentence\tlabel\n" + "".join(f"x\tlabel {n}\n" for n in range(1001)), "those are no classes"),
+    ],
+)
+def test_bad_tables_say_what_and_where(tmp_path: Path, name: str, content: str, said: str) -> None:
+    with pytest.raises(LspError) as error:
+        tasks.read(write(tmp_path / name, content))
+    assert error.value.code == Exit.DATA
+    assert said in error.value.message
+    assert error.value.hint
+
+
+def test_an_unknown_label_gets_its_line_and_the_nearest_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "dev.tsv", tsv(("text", "label"), ("x", "positive"), ("y", "negatve")))
+    with pytest.raises(LspError, match=r"line 3: label 'negatve' is unknown\. Did you mean 'negative'") as error:
+        tasks.read(path, labels=("negative", "positive"))
+    assert error.value.code == Exit.DATA
+
+
+@pytest.mark.parametrize(
+    ("column", "said"), [("sentense", "no such column. Did you mean 'sentence'"), ("9", "has no such column")]
+)
+def test_a_column_that_is_not_there_is_a_wrong_command(tmp_path: Path, column: str, said: str) -> None:
+    with pytest.raises(LspError) as error:
+        tasks.read(write(tmp_path / "a.tsv", tsv(("sentence", "label"), ("x", "1"))), (column,))
+    assert error.value.code == Exit.USAGE
+    assert said in error.value.message
