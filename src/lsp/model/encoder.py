@@ -1,0 +1,256 @@
+"""The encoder and its heads, as Flax modules that hold parameters and nothing else.
+
+Two presets: `bert` (Devlin et al., 2018: learned positions, post-norm, GELU, biases; the shape of the published
+weights) and `modern` (rotary positions, pre-norm, GeGLU, no biases, as in ModernBERT, Warner et al., 2024).
+
+Dimensions: B rows, T tokens, K masked slots, V vocabulary, D width, H heads, S head size, F feed-forward, C classes.
+The type of the computation is the type of the parameters handed in; norms, softmax and logits are fp32 always.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lsp.model import attention
+from lsp.model.config import Layer, ModelConfig
+from lsp.model.int8 import Int8, matmul, take
+
+Tree = dict[Any, Any]
+
+
+class Linear(nnx.Module):
+    """x @ kernel + bias, for a float kernel [in, out] or an int8 one."""
+
+    def __init__(self, size_in: int, size_out: int, *, bias: bool, std: float, rngs: nnx.Rngs) -> None:
+        self.kernel = nnx.Param(normal(rngs, (size_in, size_out), std))
+        self.bias = nnx.Param(jnp.zeros(size_out)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = matmul(x, self.kernel.get_value())
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """Layer normalisation (Ba et al., 2016) with statistics in fp32."""
+
+    def __init__(self, size: int, *, bias: bool, epsilon: float) -> None:
+        self.scale = nnx.Param(jnp.ones(size))
+        self.bias = nnx.Param(jnp.zeros(size)) if bias else None
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(-1, keepdims=True)
+        centred = x32 - mean
+        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        y = y * self.scale[...].astype(jnp.float32)
+        return (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Table(nnx.Module):
+    """An embedding table [rows, width], fp or int8 by row."""
+
+    def __init__(self, rows: int, width: int, rngs: nnx.Rngs) -> None:
+        self.table = nnx.Param(normal(rngs, (rows, width), 0.02))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return take(self.table.get_value(), ids)
+
+
+class Embeddings(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        bert = config.preset == "bert"
+        self.tokens = Table(config.vocab_size, config.width, rngs)
+        self.positions = Table(config.max_length, config.width, rngs) if bert else None
+        self.types = Table(2, config.width, rngs) if bert else None
+        self.norm = Norm(config.width, bias=bert, epsilon=epsilon(config))
+
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
+        x_BTD = self.tokens(tokens_BT)
+        if self.positions is not None and self.types is not None:
+            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+            x_BTD = x_BTD + self.positions(positions_BT) + self.types(types_BT)
+        return self.norm(x_BTD)
+
+
+class Attention(nnx.Module):
+    """`qkv` holds each head's query, key and value side by side, so splitting its columns splits heads."""
+
+    def __init__(self, config: ModelConfig, layer: Layer, out_std: float, rngs: nnx.Rngs) -> None:
+        bias = config.preset == "bert"
+        inner = layer.heads * layer.head_size
+        std = kernel_std(config, config.width)
+        self.norm = Norm(config.width, bias=bias, epsilon=epsilon(config))
+        self.qkv = Linear(config.width, 3 * inner, bias=bias, std=std, rngs=rngs)
+        self.out = Linear(inner, config.width, bias=bias, std=out_std, rngs=rngs)
+        self.heads, self.head_size = layer.heads, layer.head_size
+
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+        rows, length, _ = x_BTD.shape
+        qkv = self.qkv(x_BTD).reshape(rows, length, self.heads, 3, self.head_size)
+        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
+        if turn is not None:
+            q, k = attention.rotate(q, *turn), attention.rotate(k, *turn)
+        y_BHTS = attention.attend(q, k, v, segments_BT)
+        return self.out(y_BHTS.transpose(0, 2, 1, 3).reshape(rows, length, -1))
+
+
+class FeedForward(nnx.Module):
+    """GELU(x·up)·down, or GeGLU (Shazeer, 2020): (GELU(x·gate) ⊙ x·up)·down."""
+
+    def __init__(self, config: ModelConfig, layer: Layer, out_std: float, rngs: nnx.Rngs) -> None:
+        bias = config.preset == "bert"
+        std = kernel_std(config, config.width)
+        self.norm = Norm(config.width, bias=bias, epsilon=epsilon(config))
+        self.up = Linear(config.width, layer.feedforward, bias=bias, std=std, rngs=rngs)
+        self.gate = None if bias else Linear(config.width, layer.feedforward, bias=False, std=std, rngs=rngs)
+        self.down = Linear(layer.feedforward, config.width, bias=bias, std=out_std, rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up_BTF = self.up(x_BTD)
+        if self.gate is None:
+            return self.down(jax.nn.gelu(up_BTF, approximate=False))
+        return self.down(jax.nn.gelu(self.gate(x_BTD), approximate=True) * up_BTF)
+
+
+class EncoderLayer(nnx.Module):
+    def __init__(self, config: ModelConfig, layer: Layer, rngs: nnx.Rngs) -> None:
+        # Matrices that write to the residual stream start smaller, so that its variance does not grow with depth.
+        shrink = 1.0 if config.preset == "bert" else (2 * len(config.layers)) ** -0.5
+        out_stds = [kernel_std(config, size) * shrink for size in (layer.heads * layer.head_size, layer.feedforward)]
+        self.attention = Attention(config, layer, out_stds[0], rngs)
+        self.feedforward = FeedForward(config, layer, out_stds[1], rngs)
+        self.post_norm = config.preset == "bert"
+        self.dropout = config.dropout
+
+    def __call__(
+        self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None, key: jax.Array | None
+    ) -> jax.Array:
+        keys = (None, None) if key is None else jax.random.split(key)
+        if self.post_norm:
+            x_BTD = self.attention.norm(x_BTD + drop(self.attention(x_BTD, segments_BT, turn), self.dropout, keys[0]))
+            return self.feedforward.norm(x_BTD + drop(self.feedforward(x_BTD), self.dropout, keys[1]))
+        y_BTD = self.attention(self.attention.norm(x_BTD), segments_BT, turn)
+        x_BTD = x_BTD + drop(y_BTD, self.dropout, keys[0])
+        return x_BTD + drop(self.feedforward(self.feedforward.norm(x_BTD)), self.dropout, keys[1])
+
+
+class Words(nnx.Module):
+    """BERT's masked-LM head: a dense layer, GELU and a norm, then the embedding table as the projection."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.transform = Linear(config.width, config.width, bias=True, std=kernel_std(config, config.width), rngs=rngs)
+        self.norm = Norm(config.width, bias=True, epsilon=epsilon(config))
+        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
+
+    def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array | Int8) -> jax.Array:
+        x_BKD = self.norm(jax.nn.gelu(self.transform(hidden_BKD), approximate=False))
+        logits_BKV = matmul(x_BKD, table_VD, transpose=True)
+        return logits_BKV.astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+
+
+class Model(nnx.Module):
+    """An encoder with the head its config names."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.embeddings = Embeddings(config, rngs)
+        self.layers = nnx.List([EncoderLayer(config, layer, rngs) for layer in config.layers])
+        self.norm = None if config.preset == "bert" else Norm(config.width, bias=False, epsilon=epsilon(config))
+        if config.head == "words":
+            self.words = Words(config, rngs)
+        else:
+            std = kernel_std(config, config.width)
+            self.pooler = Linear(config.width, config.width, bias=True, std=std, rngs=rngs)
+            self.classifier = Linear(config.width, config.classes, bias=True, std=std, rngs=rngs)
+
+    def encode(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        types_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states [B, T, D]. `segments` is 0 on padding; `types` tells the texts of a pair apart (`bert`)."""
+        positions_BT = attention.positions(segments_BT)
+        x_BTD = self.embeddings(tokens_BT, positions_BT, types_BT).astype(self.embeddings.norm.scale[...].dtype)
+        keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
+        x_BTD = drop(x_BTD, self.config.dropout, keys[-1])
+        turns = {}
+        if self.config.preset == "modern":
+            turns = {s: attention.rotary(positions_BT, s) for s in {layer.head_size for layer in self.config.layers}}
+        for layer, shape, layer_key in zip(self.layers, self.config.layers, keys, strict=False):
+            x_BTD = layer(x_BTD, segments_BT, turns.get(shape.head_size), layer_key)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
+        """Logits over the vocabulary [B, K, V], fp32, at the given positions only."""
+        # A product with one-hot rows, not a gather: its gradient is a product too, where a scatter runs on one thread
+        # of a CPU and, with its columns split over devices, was once partitioned to wrong numbers (jaxlib 0.10.2).
+        chosen_BKT = jax.nn.one_hot(slots_BK, hidden_BTD.shape[1], dtype=hidden_BTD.dtype)
+        hidden_BKD = jnp.einsum("bkt,btd->bkd", chosen_BKT, hidden_BTD)
+        return self.words(hidden_BKD, self.embeddings.tokens.table.get_value())
+
+    def classify(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        types_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits over the classes [B, C], fp32, of rows that hold one example each."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0])
+        if self.config.pooling == "cls":
+            pooled_BD = hidden_BTD[:, 0]
+        else:
+            weights_BT = (segments_BT > 0).astype(jnp.float32)
+            total_BD = jnp.einsum("btd,bt->bd", hidden_BTD.astype(jnp.float32), weights_BT)
+            pooled_BD = total_BD / jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
+            pooled_BD = pooled_BD.astype(hidden_BTD.dtype)
+        pooled_BD = drop(jnp.tanh(self.pooler(pooled_BD)), self.config.dropout, keys[1])
+        return self.classifier(pooled_BD).astype(jnp.float32)
+
+
+def initialise(config: ModelConfig, seed: int) -> Tree:
+    """Fresh fp32 parameters, the same for the same seed."""
+    return nnx.to_pure_dict(nnx.state(Model(config, nnx.Rngs(seed)), nnx.Param))
+
+
+@lru_cache
+def graphdef(config: ModelConfig) -> Any:
+    """The structure that `nnx.merge(graphdef, params)` turns parameters into a model with."""
+    return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0))))[0]
+
+
+def shapes(config: ModelConfig) -> Tree:
+    """The parameters as `jax.ShapeDtypeStruct`, nothing allocated."""
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0))), nnx.Param))
+
+
+def epsilon(config: ModelConfig) -> float:
+    """BERT's published weights were trained with 1e-12."""
+    return 1e-12 if config.preset == "bert" else 1e-5
+
+
+def kernel_std(config: ModelConfig, fan_in: int) -> float:
+    """BERT starts every matrix at 0.02; `modern` by fan-in, so that small widths are not started too quiet."""
+    return 0.02 if config.preset == "bert" else fan_in**-0.5
+
+
+def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float) -> jax.Array:
+    """A normal distribution cut at two standard deviations, fp32."""
+    return std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32)
+
+
+def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Dropout. One random byte decides each value (a quarter of the random bits), so the rate is in steps of 1/256."""
+    threshold = round(rate * 256)
+    if key is None or threshold == 0:
+        return x
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 4)), jnp.uint32)
+    bytes_ = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return jnp.where(bytes_ >= threshold, x * (256 / (256 - threshold)), 0.0).astype(x.dtype)

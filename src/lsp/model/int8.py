@@ -1,0 +1,194 @@
+"""Int8 weights as a leaf of the parameter tree, and the one `matmul` that takes either kind of weight.
+
+A weight is symmetric int8 with one float32 scale for each output channel (a kernel's column, a table's row). An
+activation is quantised when it meets such a weight: one scale for each token, so what a row becomes depends on no other
+row, alone, in a batch or padded (DESIGN.md, invariant 4). The products are summed exactly in int32.
+
+On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
+128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
+to int32 first. Hence two small primitives; elsewhere they lower to an ordinary int8 x int8 -> int32 dot.
+"""
+
+import functools
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Primitive
+from jax.extend.mlir import ir
+from jax.extend.mlir.dialects import stablehlo
+from jax.interpreters import mlir
+
+LARGEST = 127  # -128 is never used, so a weight and its negation both exist
+SMALLEST = 1e-30  # rows weaker than this become zeros; keeps 127 / absmax finite in float32
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("q", "scale", "colsum"), meta_fields=("axis",))
+@dataclass(frozen=True)
+class Int8:
+    """A matrix in int8, equal to `q * scale` with the scale along `axis`. Leaves may be JAX or NumPy arrays.
+
+    q: int8 [K, N] (a kernel, axis 1) or [V, D] (an embedding table, axis 0). scale: float32 [channels].
+    colsum: int32 [channels], 128 x the sum of q over the other axis; follows from q, so it is never stored.
+    axis: the output-channel axis, static.
+    """
+
+    q: Any
+    scale: Any
+    colsum: Any
+    axis: int
+
+    @classmethod
+    def stored(cls, q: Any, scale: Any, axis: int) -> "Int8":
+        """The leaf from what a checkpoint keeps of it. NumPy in, NumPy out."""
+        numbers = np if isinstance(q, np.ndarray) else jnp
+        return cls(q, scale, 128 * numbers.sum(q, axis=1 - axis, dtype=np.int32), axis)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.q.shape
+
+    def dequantize(self) -> jax.Array:
+        """float32, in the shape of q."""
+        return jnp.asarray(self.q).astype(jnp.float32) * jnp.expand_dims(jnp.asarray(self.scale), 1 - self.axis)
+
+
+def quantize_array(w: Any, axis: int) -> Int8:
+    """The nearest symmetric int8 matrix: scale = absmax / 127 over the other axis, rounded half to even.
+
+    w: float [rows, columns], JAX or NumPy. An all-zero channel has scale 1 and zeros.
+    Raises ValueError for other ranks and for NaN or infinity, which int8 cannot hold.
+    """
+    if np.ndim(w) != 2 or axis not in (0, 1):
+        raise ValueError(f"int8 takes matrices and an axis of 0 or 1, not shape {np.shape(w)} and axis {axis}")
+    w = jnp.asarray(w).astype(jnp.float32)
+    absmax = jnp.abs(w).max(axis=1 - axis, keepdims=True)
+    if not np.isfinite(absmax).all():
+        raise ValueError("a weight holds NaN or infinity, which int8 cannot hold")
+    scale = jnp.where(absmax < SMALLEST, 1.0, absmax / LARGEST)
+    q = jnp.clip(jnp.round(w / scale), -LARGEST, LARGEST).astype(jnp.int8)
+    return Int8.stored(q, scale.squeeze(1 - axis), axis)
+
+
+def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
+    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array or `Int8`.
+
+    With `Int8` x is quantised too: for each token (row over the last axis) scale = absmax / 127, rounded half to even;
+    int32 sums are exact. A row with NaN or infinity gives NaN or infinity, never a finite number. Not differentiable
+    with `Int8`: dequantize before training.
+    """
+    if not isinstance(w, Int8):
+        w = jnp.asarray(w).astype(x.dtype)
+        return x @ (w.T if transpose else w)
+    if w.axis == transpose:
+        raise ValueError(f"int8 scales lie along axis {w.axis}, which this product sums over")
+    return _quantized_matmul(x, jnp.asarray(w.q), jnp.asarray(w.scale), jnp.asarray(w.colsum), transpose)
+
+
+def take(table: Any, ids: jax.Array) -> jax.Array:
+    """Rows of an embedding table [V, D] (array or `Int8`) as float32 [..., D]; ids outside are clipped."""
+    if not isinstance(table, Int8):
+        return jnp.take(jnp.asarray(table), ids, axis=0, mode="clip").astype(jnp.float32)
+    if table.axis != 0:
+        raise ValueError("an int8 table has one scale for each row: axis 0")
+    rows = jnp.take(jnp.asarray(table.q), ids, axis=0, mode="clip").astype(jnp.float32)
+    return rows * jnp.take(jnp.asarray(table.scale), ids, axis=0, mode="clip")[..., None]
+
+
+def present(params: Any) -> bool:
+    """Whether any leaf of a parameter tree is `Int8`."""
+    return any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8)))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _quantized_matmul(x: jax.Array, q: jax.Array, scale: jax.Array, colsum: jax.Array, transpose: bool) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    # maximum keeps NaN, so a row that holds one has scale NaN and comes out NaN; infinity likewise.
+    absmax = jnp.maximum(jnp.abs(x32).max(axis=-1, keepdims=True), SMALLEST)
+    y = _dot.bind(jnp.round(x32 * (LARGEST / absmax)), q, colsum, transpose=transpose)
+    return (y.astype(jnp.float32) * (absmax / LARGEST) * scale).astype(x.dtype)
+
+
+@_quantized_matmul.defjvp
+def _no_gradient(transpose: bool, primals: Any, tangents: Any) -> Any:
+    raise TypeError("int8 weights have no gradient; dequantize them before training")
+
+
+# --- the integer dot -----------------------------------------------------------------------------------------------
+
+_dot = Primitive("int8_dot")  # whole numbers -127..127 as float32 [..., K], q, colsum -> int32 [..., N]
+_mixed = Primitive("uint8_int8_dot")  # uint8 [..., K], q -> int32 [..., N]; q: int8 [K, N], or [N, K] if transposed
+
+
+def mixed_dot(u: jax.Array, q: jax.Array, *, transpose: bool = False) -> jax.Array:
+    """uint8 [..., K] x int8 [K, N] (or [N, K], `transpose`) -> int32 [..., N], exact. For CPUs only."""
+    return _mixed.bind(u, q, transpose=transpose)
+
+
+def _plain(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
+    contract = (((x.ndim - 1,), (int(transpose),)), ((), ()))
+    return lax.dot_general(x.astype(jnp.int8), q, contract, preferred_element_type=jnp.int32)
+
+
+def _biased(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
+    """The same numbers through uint8. Adding 128 before the cast keeps the whole prologue in one loop of XLA's."""
+    return mixed_dot((x + 128).astype(jnp.uint8), q, transpose=transpose) - colsum
+
+
+def _lower_mixed(ctx: Any, u: ir.Value, q: ir.Value, *, transpose: bool) -> list[Any]:
+    numbers = stablehlo.DotDimensionNumbers.get([], [], [ctx.avals_in[0].ndim - 1], [int(transpose)])
+    sizes = [n if isinstance(n, int) else ir.ShapedType.get_dynamic_size() for n in ctx.avals_out[0].shape]
+    out = ir.RankedTensorType.get(sizes, ir.IntegerType.get_signless(32))
+    return [stablehlo.dot_general(out, u, q, numbers)]
+
+
+def _lower_cpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bool) -> Any:
+    rule = mlir.lower_fun(_biased if _mixed_works() else _plain, multiple_results=False)
+    return rule(ctx, *operands, transpose=transpose)
+
+
+def _out(x: Any, q: Any, *_: Any, transpose: bool) -> jax.core.ShapedArray:
+    return jax.core.ShapedArray((*x.shape[:-1], q.shape[1 - int(transpose)]), jnp.dtype("int32"))
+
+
+def _define(primitive: Primitive) -> None:
+    primitive.def_abstract_eval(_out)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="transpose"))
+
+
+_define(_dot)
+_define(_mixed)
+mlir.register_lowering(_mixed, _lower_mixed)
+mlir.register_lowering(_dot, mlir.lower_fun(_plain, multiple_results=False))
+mlir.register_lowering(_dot, _lower_cpu, platform="cpu")
+
+
+@functools.cache
+def _mixed_works() -> bool:
+    """Does this machine's XLA compile the mixed dot, and to the right numbers? Asked once, before the first use.
+
+    The question comes up while another function is lowered, perhaps under a mesh: a thread of its own has neither.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        works = thread.submit(_mixed_agrees).result()
+    if not works:
+        warnings.warn("This CPU build of XLA has no exact uint8 x int8 dot: int8 runs on a slower one.", stacklevel=2)
+    return works
+
+
+def _mixed_agrees() -> bool:
+    rng = np.random.default_rng(0)
+    u = rng.integers(0, 256, (16, 64), dtype=np.uint8)
+    q = rng.integers(-127, 128, (64, 32), dtype=np.int8)
+    u[0], q[:, 0], q[:, 1] = 255, 127, -127  # the extremes: instructions older than VNNI saturate at 16 bits here
+    try:
+        on_cpu = jax.device_put((u, q), jax.local_devices(backend="cpu")[0])
+        found = jax.jit(mixed_dot)(*on_cpu)
+        return np.array_equal(found, u.astype(np.int32) @ q.astype(np.int32))
+    except Exception:  # whatever a future XLA says to a mixed dot, the plain one remains
+        return False

@@ -1,0 +1,128 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lsp import LspError, recipe
+from lsp.model import attention, cost
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import Model, drop, graphdef, initialise, shapes
+
+
+def build(config: ModelConfig) -> Model:
+    return nnx.merge(graphdef(config), initialise(config, 0))
+
+
+def test_packed_neighbours_cannot_see_each_other(config: ModelConfig):
+    model, rng = build(config), np.random.default_rng(0)
+    first, second = rng.integers(5, 300, (1, 7)), rng.integers(5, 300, (1, 9))
+    packed = jnp.asarray(np.concatenate([first, second, np.zeros((1, 4), int)], axis=1), jnp.int32)
+    segments = jnp.asarray([[1] * 7 + [2] * 9 + [0] * 4], jnp.int32)
+    together = model.encode(packed, segments)
+    for tokens, at in ((first, slice(0, 7)), (second, slice(7, 16))):
+        alone = model.encode(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, jnp.int32))
+        np.testing.assert_allclose(together[:, at], alone, atol=2e-5)
+
+
+def test_a_prediction_does_not_depend_on_batch_or_padding(config: ModelConfig):
+    model, rng = build(config.classifier(3, "mean", 0.0)), np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(5, 300, (4, 10)), jnp.int32)
+    segments = jnp.ones((4, 10), jnp.int32)
+    batch = model.classify(jnp.pad(tokens, ((0, 0), (0, 6))), jnp.pad(segments, ((0, 0), (0, 6))))
+    for row in range(4):
+        np.testing.assert_allclose(batch[row], model.classify(tokens[row : row + 1], segments[:1])[0], atol=1e-5)
+
+
+def test_positions_restart_at_each_segment():
+    segments = np.random.default_rng(0).integers(1, 3, (5, 20)).astype(np.int32)
+    found = attention.positions(jnp.asarray(segments))
+    for row, line in enumerate(segments):
+        position = 0
+        for column, segment in enumerate(line):
+            position = position + 1 if column and segment == line[column - 1] else 0
+            assert found[row, column] == position
+
+
+def test_attention_is_the_textbook_formula():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 2, 6, 4)).astype(np.float32)
+    segments = np.array([[1, 1, 1, 2, 2, 2]], np.int32)
+    found = attention.attend(jnp.asarray(q), jnp.asarray(k), jnp.asarray(v), jnp.asarray(segments))
+    for head in range(2):
+        for token in range(6):
+            seen = [other for other in range(6) if segments[0, other] == segments[0, token]]
+            scores = np.array([math.exp(q[0, head, token] @ k[0, head, other] / 2) for other in seen])
+            expected = sum(score * v[0, head, other] for score, other in zip(scores, seen, strict=True)) / scores.sum()
+            np.testing.assert_allclose(found[0, head, token], expected, rtol=1e-5)
+
+
+def test_rotary_scores_depend_on_distance_only():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
+
+    def score(at_q: int, at_k: int) -> float:
+        turns = [attention.rotary(jnp.asarray([[at]], jnp.int32), 8) for at in (at_q, at_k)]
+        return float((attention.rotate(q, *turns[0]) * attention.rotate(k, *turns[1])).sum())
+
+    assert score(3, 1) == pytest.approx(score(12, 10), rel=1e-4)
+    assert score(3, 1) != pytest.approx(score(3, 2), rel=1e-4)
+
+
+def test_bert_base_has_the_published_number_of_parameters():
+    config = ModelConfig.from_recipe(recipe.Model(preset="bert", layers=12, width=768, heads=12), 30_522)
+    parts = cost.by_part(config.classifier(2, "cls", 0.1))
+    assert parts["embeddings"] + parts["layers"] + parts["pooler"] == 109_482_240
+
+
+def test_parameters_and_flops_agree_with_hand_arithmetic(config: ModelConfig):
+    width, vocabulary, bert = 16, 300, config.preset == "bert"
+    heads, inner = (2 * 8, 1 * 8), (24, 40)
+    kernels = sum(width * 4 * h + (2 if bert else 3) * width * f for h, f in zip(heads, inner, strict=True))
+    biases = sum(3 * h + width + f + width for h, f in zip(heads, inner, strict=True)) if bert else 0
+    norms = (1 + 2 * 2) * 2 * width if bert else (1 + 2 * 2 + 1) * width
+    tables = (vocabulary + (32 + 2 if bert else 0)) * width
+    head = width * width + width + 2 * width + vocabulary
+    assert cost.parameters(config) == kernels + biases + norms + tables + head
+    length, slots = 10, 3
+    products = length * kernels + 2 * length * length * sum(heads) + slots * (width * width + width * vocabulary)
+    assert cost.forward_flops(config, length, slots) == 2 * products
+
+
+def test_abstract_shapes_are_the_real_ones(config: ModelConfig):
+    real, abstract = initialise(config, 0), shapes(config)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), real) == jax.tree.map(lambda a: (a.shape, a.dtype), abstract)
+
+
+def test_bf16_is_the_same_model_within_its_precision(config: ModelConfig):
+    tokens = jnp.asarray(np.random.default_rng(0).integers(5, 300, (2, 12)), jnp.int32)
+    params = initialise(config, 0)
+    half = nnx.merge(graphdef(config), jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
+    hidden = half.encode(tokens, jnp.ones_like(tokens))
+    assert hidden.dtype == jnp.bfloat16
+    exact = build(config).encode(tokens, jnp.ones_like(tokens))
+    assert float(jnp.abs(hidden.astype(jnp.float32) - exact).mean()) < 0.02
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    x = jnp.ones((100, 1001))
+    y = drop(x, 0.1, jax.random.key(0))
+    assert float((y == 0).mean()) == pytest.approx(26 / 256, abs=0.003)
+    assert float(y.mean()) == pytest.approx(1.0, abs=0.004)
+    assert drop(x, 0.1, None) is x
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_with_ones_that_do():
+    with pytest.raises(LspError, match="can't be split") as caught:
+        ModelConfig.from_recipe(recipe.Model(width=100, heads=3), 300)
+    assert "1, 2, 4, 5" in caught.value.hint
+
+
+def test_a_config_comes_back_from_its_table(config: ModelConfig):
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    for damage in ({"preset": "gpt"}, {"width": -1}, {"layers": [1]}, {"extra": 1}, {"vocab_size": 2**40}):
+        with pytest.raises(LspError) as caught:
+            ModelConfig.from_dict(config.to_dict() | damage)
+        assert caught.value.code == 4
