@@ -1,0 +1,113 @@
+"""A model measured on data it did not train on: the forward pass, compiled once for each batch shape and timed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lsp import interrupt
+from lsp.data import batches
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import Model, graphdef
+from lsp.train import metrics, objectives
+from lsp.train.metrics import Mean
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier says of examples: metrics, fp32 logits [N, C] in the examples' order, and the speed."""
+
+    metrics: dict[str, float]
+    logits: np.ndarray
+    examples_per_second: float
+
+    def summary(self) -> dict[str, Any]:
+        return {"metrics": self.metrics, "examples_per_second": self.examples_per_second}
+
+
+class Forward:
+    """`forward(params, batch)` for host batches. The clock, `seconds`, does not count compiling."""
+
+    def __init__(self, config: ModelConfig, compute: Callable[[Any, dict[str, jax.Array]], Any]) -> None:
+        structure = graphdef(config)
+        self.jitted = jax.jit(lambda params, batch: compute(nnx.merge(structure, params), batch))
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.seconds = 0.0
+
+    def __call__(self, params: Any, batch: dict[str, np.ndarray]) -> Any:
+        interrupt.check()
+        # Float and int8 parameters of one config are different programs.
+        shape = (jax.tree.structure(params), *((name, array.shape) for name, array in batch.items()))
+        if shape not in self.compiled:
+            self.compiled[shape] = interrupt.apart(self.jitted.lower(params, batch).compile)
+            jax.block_until_ready(self.compiled[shape](params, batch))
+        began = time.perf_counter()
+        answer = jax.device_get(self.compiled[shape](params, batch))
+        self.seconds += time.perf_counter() - began
+        return answer
+
+
+class Classifier:
+    """Logits of labelled or unlabelled examples, in batches of like length. Reusable, so nothing compiles twice."""
+
+    def __init__(self, config: ModelConfig, batch_size: int = 32) -> None:
+        self.classes, self.batch_size = config.classes, batch_size
+        self.forward = Forward(config, lambda model, b: model.classify(b["tokens"], b["segments"], b["types"]))
+
+    def logits(self, params: Any, examples: batches.Examples) -> np.ndarray:
+        """fp32 [N, C], in the examples' order."""
+        logits = np.zeros((len(examples), self.classes), np.float32)
+        for rows, batch in batches.in_order(examples, self.batch_size):
+            inputs = {name: batch[name] for name in ("tokens", "segments", "types")}
+            logits[rows] = self.forward(params, inputs)[: len(rows)]
+        return logits
+
+    def score(self, params: Any, examples: batches.Examples) -> Scores:
+        """Metrics over all examples; needs their labels."""
+        self.forward.seconds = 0.0
+        logits = self.logits(params, examples)
+        rate = len(examples) / self.forward.seconds if self.forward.seconds else 0.0
+        return Scores(metrics.classification(logits, np.asarray(examples.labels)), logits, rate)
+
+
+class MaskedLM:
+    """Loss (nats) and accuracy at the masked slots of held-out rows, with the same masks every time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.forward = Forward(config, lambda model, batch: objectives.masked_lm(model, None, batch, None))
+
+    def score(self, params: Any, held_out: Any) -> dict[str, float]:
+        """`held_out` is what `batches.evaluation` gives."""
+        sums: dict[str, Mean] = {}
+        for batch in held_out:
+            inputs = {name: array for name, array in batch.items() if name != "overflow"}
+            loss, others = self.forward(params, inputs)
+            for name, mean in (others | {"loss": loss}).items():
+                sums[name] = sums.get(name, Mean(0.0, 0.0)) + Mean(float(mean.total), float(mean.count))
+        return {name: metrics.value(mean) for name, mean in sums.items()}
+
+
+class MaskedWords:
+    """The most likely pieces at masked positions of one text."""
+
+    def __init__(self, config: ModelConfig, guesses: int) -> None:
+        def compute(model: Model, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden = model.encode(batch["tokens"], batch["segments"])
+            probabilities = jax.nn.softmax(model.guess(hidden, batch["slots"])[0])
+            best, ids = jax.lax.top_k(probabilities, guesses)
+            return ids, best
+
+        self.forward = Forward(config, compute)
+
+    def __call__(self, params: Any, tokens: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Piece ids and probabilities, each [masks, guesses], of int32 tokens [T] at the positions `masks`."""
+        length, slots = batches.width_for(len(tokens)), batches.width_for(len(masks))
+        padded = np.pad(tokens, (0, length - len(tokens)))[None]
+        batch = {"tokens": padded, "segments": (padded > 0).astype(np.int32)}
+        batch["slots"] = np.pad(masks, (0, slots - len(masks)))[None].astype(np.int32)
+        ids, probabilities = self.forward(params, batch)
+        return ids[: len(masks)], probabilities[: len(masks)]

@@ -1,0 +1,82 @@
+"""Training on labelled examples, as finetuning, pruning and distillation share it."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optax
+
+from lsp import recipe as recipes
+from lsp.data import batches, tasks
+from lsp.data.tokenizer import Tokenizer
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import graphdef
+from lsp.train.evaluate import Classifier
+from lsp.train.loop import Plan
+from lsp.train.objectives import Objective
+
+Columns = tuple[tuple[str, ...], str]  # names or numbers of the text columns, and of the label column
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Encoded examples to train on and to measure on, over the same label names."""
+
+    train: batches.Examples
+    dev: batches.Examples
+    names: tuple[str, ...]
+
+
+def read(path: Path, columns: Columns, words: Tokenizer, length: int, names: tuple[str, ...]) -> batches.Examples:
+    """Examples of a file whose labels are `names`; cut to `length` tokens. Raises LspError (exit 3)."""
+    table = tasks.read(path, text_columns=columns[0], label_column=columns[1], labels=names)
+    return batches.Examples(table, words, length)
+
+
+def read_sets(
+    train: Path,
+    dev: Path,
+    columns: Columns,
+    words: Tokenizer,
+    length: int,
+    progress: Any,
+    names: tuple[str, ...] | None = None,
+) -> Sets:
+    """Both files. The label names come from the training file unless given. Raises LspError (exit 3)."""
+    table = tasks.read(train, text_columns=columns[0], label_column=columns[1], labels=names)
+    examples = batches.Examples(table, words, length)
+    if examples.cut:
+        progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {length} tokens")
+    return Sets(examples, read(dev, columns, words, length, table.names), table.names)
+
+
+def plan(
+    config: ModelConfig,
+    params: Any,
+    objective: Objective,
+    sets: Sets,
+    train: recipes.Train,
+    mesh: recipes.Mesh,
+    transform: optax.GradientTransformation | None = None,
+) -> Plan:
+    """A plan over the sets; `train` must have its steps counted (`counted`)."""
+    dataset = batches.labelled(sets.train, batch_size=train.batch_size, seed=train.seed)
+    classifier = Classifier(config)
+    return Plan(
+        graphdef=graphdef(config),
+        params=params,
+        objective=objective,
+        batches=lambda first, last: batches.read_ahead(dataset, first, last),
+        evaluate=lambda params: classifier.score(params, sets.dev).metrics,
+        train=train,
+        mesh=mesh,
+        transform=transform,
+    )
+
+
+def counted(train: recipes.Train, examples: int) -> recipes.Train:
+    """The recipe with `steps` worked out from `epochs` where it is 0."""
+    per_epoch = math.ceil(examples / train.batch_size)
+    return train if train.steps else dataclasses.replace(train, steps=max(1, round(train.epochs * per_epoch)))

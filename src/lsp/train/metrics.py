@@ -1,0 +1,41 @@
+"""Numbers about a model: sums that are divided once, and the metrics of a classifier, in NumPy."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mean:
+    """A sum and what it counts, kept apart until the end so that masks and micro-batches cannot skew the mean."""
+
+    total: jax.Array | float
+    count: jax.Array | float
+
+    def __add__(self, other: "Mean") -> "Mean":
+        return Mean(self.total + other.total, self.count + other.count)
+
+
+def value(mean: Mean) -> float:
+    """The quotient; NaN where nothing was counted."""
+    total, count = float(mean.total), float(mean.count)
+    return total / count if count else float("nan")
+
+
+def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
+    """Accuracy, F1 (of class 1 for two classes, else the mean over classes) and cross-entropy in nats."""
+    shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True)
+    log_probability_NC = shifted_NC - np.log(np.exp(shifted_NC).sum(1, keepdims=True))
+    guesses_N = logits_NC.argmax(1)
+    f1s = []
+    for label in range(logits_NC.shape[1]):
+        both = int(((guesses_N == label) & (labels_N == label)).sum())
+        either = int((guesses_N == label).sum() + (labels_N == label).sum())
+        f1s.append(2 * both / either if either else 0.0)
+    return {
+        "accuracy": float((guesses_N == labels_N).mean()),
+        "f1": f1s[1] if len(f1s) == 2 else float(np.mean(f1s)),
+        "loss": float(-log_probability_NC[np.arange(len(labels_N)), labels_N].mean()),
+    }

@@ -1,0 +1,78 @@
+"""One training step: the only place where parameters change."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from lsp.train.metrics import Mean
+from lsp.train.objectives import Objective
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+def make_train_step(
+    graphdef: Any,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    precision: str = "fp32",
+) -> Any:
+    """Returns jitted `step(state, frozen, batch, index) -> (state, metrics)`.
+
+    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and loss and
+    gradient norm are finite; otherwise the state stays as it was, and so does every later step: a diverged run
+    stops before the update even though the host hears of it one step late. Metrics hold `loss` and the objective's
+    as `Mean`, `gradient_norm` (before clipping) and `ok`. The batch is cut into `accumulate` micro-batches whose
+    sums are added and divided once. `precision` bf16 casts the parameters once a step.
+    """
+
+    def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
+        cast = params if precision == "fp32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        loss, metrics = objective.loss(nnx.merge(graphdef, cast), frozen, batch, key)
+        return loss.total, (loss, metrics)
+
+    def gradients(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Mean]]:
+        (_, (loss, metrics)), grads = jax.value_and_grad(sums, has_aux=True)(params, frozen, batch, key)
+        return grads, metrics | {"loss": loss}
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, frozen: Any, batch: Any, index: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        if accumulate == 1:
+            grads, metrics = gradients(state.params, frozen, batch, key)
+        else:
+            # Row i goes to micro-batch i % accumulate, so each micro-batch stays spread over the devices.
+            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+            def add(carry: Any, part: Any) -> tuple[Any, None]:
+                number, micro = part
+                return jax.tree.map(jnp.add, carry, gradients(state.params, frozen, micro, keys[number])), None
+
+            keys = jax.random.split(key, accumulate)
+            first = jax.tree.map(lambda x: x[0], parts)
+            rest = jax.tree.map(lambda x: x[1:], parts)
+            start = gradients(state.params, frozen, first, keys[0])
+            (grads, metrics), _ = jax.lax.scan(add, start, (jnp.arange(1, accumulate), rest))
+        loss = metrics["loss"]
+        grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1.0), grads)
+        norm = optax.tree.norm(grads)
+        ok = jnp.isfinite(loss.total) & jnp.isfinite(norm) & (state.step == index)
+        with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
+        return state, metrics | {"gradient_norm": norm, "ok": ok}
+
+    return train_step
