@@ -1,0 +1,103 @@
+"""Distillation: a small student learns a teacher's answers (Hinton et al., 2015), started from the teacher's layers
+where shapes allow (Sanh et al., 2019, "DistilBERT").
+
+Dimensions: B rows, C classes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from lsp.compress.quantize import dequantize
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import Model
+from lsp.train.metrics import Mean
+from lsp.train.objectives import Batch, Loss
+
+Tree = dict[Any, Any]
+
+
+def match_teacher(teacher_graphdef: Any, temperature: float, hard: float) -> Loss:
+    """The loss `(1 - hard) · T² · KL(teacher ‖ student) + hard · cross-entropy`, both softened by T = `temperature`
+    in the first part; T² keeps its gradients at the size they have for T = 1.
+
+    `frozen` is the teacher's parameters (float or `Int8`); its forward runs inside the step, without dropout. Rows of
+    weight 0 count nothing. Metrics: accuracy, and how often the student's guess is the teacher's.
+    """
+
+    def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+        teacher = nnx.merge(teacher_graphdef, frozen)
+        inputs = batch["tokens"], batch["segments"], batch["types"]
+        teacher_BC = jax.lax.stop_gradient(teacher.classify(*inputs))
+        logits_BC = model.classify(*inputs, key=key)
+        wanted_BC = jax.nn.log_softmax(teacher_BC / temperature)
+        found_BC = jax.nn.log_softmax(logits_BC / temperature)
+        soft_B = temperature**2 * (jnp.exp(wanted_BC) * (wanted_BC - found_BC)).sum(-1)
+        hard_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, batch["labels"])
+        weights_B, guesses_B = batch["weights"], logits_BC.argmax(-1)
+        count = weights_B.sum()
+
+        def mean(values_B: jax.Array) -> Mean:
+            return Mean((values_B.astype(jnp.float32) * weights_B).sum(), count)
+
+        metrics = {
+            "accuracy": mean(guesses_B == batch["labels"]),
+            "agreement": mean(guesses_B == teacher_BC.argmax(-1)),
+        }
+        return mean((1 - hard) * soft_B + hard * hard_B), metrics
+
+    return loss
+
+
+def student(
+    fresh: Tree, teacher: Tree, configs: tuple[ModelConfig, ModelConfig] | None = None
+) -> tuple[Tree, list[str]]:
+    """`fresh` with the teacher's weights wherever a part has the same names and shapes, and what was copied.
+
+    Parts are each embedding table and norm, each layer's attention and feed-forward block, the last norm and the heads.
+    Student layers take evenly spaced teacher layers, the first and the last among them. `Int8` parts are copied
+    as float32. `configs`, the student's and the teacher's, keep attention apart that has the same shapes but cuts them
+    into other heads.
+    """
+    teacher = dequantize(teacher)
+    copied: list[str] = []
+
+    def part(own: Any, other: Any, name: str, source: str = "") -> Any:
+        if not _alike(own, other):
+            return own
+        copied.append(name + (f" ← {source}" if source else ""))
+        return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), other)  # a copy: training donates its start
+
+    def layer(own: Tree, index: int, origin: int) -> Tree:
+        other = dict(teacher["layers"][origin])
+        if configs is not None and _heads(configs[0], index) != _heads(configs[1], origin):
+            del other["attention"]
+        return {
+            name: part(block, other.get(name), f"layers.{index}.{name}", f"layers.{origin}")
+            for name, block in own.items()
+        }
+
+    made: Tree = {}
+    for name, own in fresh.items():
+        if name == "layers":
+            origins = np.linspace(0, len(teacher["layers"]) - 1, len(own)).round().astype(int).tolist()
+            made[name] = {i: layer(block, i, origins[i]) for i, block in own.items()}
+        elif name == "embeddings":
+            made[name] = {table: part(leaf, teacher[name].get(table), f"{name}.{table}") for table, leaf in own.items()}
+        else:
+            made[name] = part(own, teacher.get(name), name)
+    return made, copied
+
+
+def _heads(config: ModelConfig, index: int) -> tuple[int, int]:
+    return config.layers[index].heads, config.layers[index].head_size
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """The same structure, and the same shape at each leaf."""
+    same = jax.tree.structure(one) == jax.tree.structure(other)
+    return same and all(a.shape == b.shape for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))

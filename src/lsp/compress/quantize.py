@@ -1,0 +1,47 @@
+"""Int8 weights: four times smaller, and faster where the processor has an int8 dot.
+
+Round to nearest, symmetric, one scale for each output channel; activations are quantised for each token when the model
+runs (`model/int8.py`), so no calibration data is needed and no answer depends on its batch.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lsp import Exit, LspError
+from lsp.model.int8 import Int8, quantize_array
+
+Tree = dict[Any, Any]
+
+
+def quantize(params: Tree) -> Tree:
+    """The same model with every kernel (by column) and every embedding table (by row) as `Int8`.
+
+    The classifier's kernel, biases and norms stay float32: they are tiny, and the classifier's error is the answer's.
+    What is `Int8` already stays as it is. Raises LspError (exit 4) naming a weight that holds NaN or infinity.
+    """
+
+    def leaf(path: tuple[Any, ...], value: Any) -> Any:
+        if isinstance(value, Int8) or path[0] == "classifier" or path[-1] not in ("kernel", "table"):
+            return value
+        try:
+            return quantize_array(value, axis=1 if path[-1] == "kernel" else 0)
+        except ValueError as error:
+            raise LspError(
+                f"{'.'.join(map(str, path))} can't be quantised: {error}.",
+                hint="Train this checkpoint again; a sound one has finite weights only.",
+                code=Exit.ARTIFACT,
+            ) from None
+
+    return _mapped(leaf, params)
+
+
+def dequantize(params: Tree) -> Tree:
+    """Every `Int8` leaf as float32 again, for training. What rounding lost stays lost."""
+    return _mapped(lambda path, value: value.dequantize() if isinstance(value, Int8) else value, params)
+
+
+def _mapped(leaf: Callable[[tuple[Any, ...], Any], Any], tree: Tree, path: tuple[Any, ...] = ()) -> Tree:
+    return {
+        name: _mapped(leaf, value, (*path, name)) if isinstance(value, dict) else leaf((*path, name), value)
+        for name, value in tree.items()
+    }

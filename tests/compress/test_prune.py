@@ -1,0 +1,154 @@
+"""Pruning against a slow NumPy version: the schedule, the exact global threshold, and zeros that stay."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lsp import LspError, recipe
+from lsp.compress import prune
+from lsp.compress.quantize import quantize
+from lsp.model.config import Layer, ModelConfig
+from lsp.train.optimizer import adamw
+
+Draw = Callable[[ModelConfig, int], dict]
+
+
+@pytest.fixture
+def params(draw: Draw) -> dict:
+    return draw(ModelConfig("bert", 300, 16, (Layer(2, 8, 24), Layer(1, 8, 40)), max_length=32), 0)
+
+
+def chosen(params: dict) -> np.ndarray:
+    """The prunable weights in order, written out by hand."""
+    matrices = [
+        layer[block][name]["kernel"]
+        for _, layer in sorted(params["layers"].items())
+        for block, names in (("attention", ("out", "qkv")), ("feedforward", ("down", "up")))
+        for name in names
+    ]
+    return np.concatenate([np.asarray(w).ravel() for w in matrices])
+
+
+def smallest(weights: np.ndarray, count: int) -> np.ndarray:
+    """Which are the `count` smallest; of equal ones the first."""
+    found = np.zeros(weights.size, bool)
+    found[np.argsort(np.abs(weights), kind="stable")[:count]] = True
+    return found
+
+
+def train(params: dict, tx: optax.GradientTransformation, steps: int) -> list[dict]:
+    """The parameters after each of some steps with random gradients, jitted and donated as in the loop."""
+
+    def step(params: dict, state: optax.OptState, grads: dict) -> tuple[dict, optax.OptState]:
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state  # type: ignore[return-value]
+
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+    rng = np.random.default_rng(1)
+    state, history = tx.init(params), []
+    params = jax.tree.map(jnp.array, params)
+    for _ in range(steps):
+        grads = jax.tree.map(lambda w: rng.standard_normal(w.shape).astype(np.float32), params)
+        params, state = jitted(params, state, grads)
+        history.append(jax.device_get(params))
+    return history
+
+
+def test_encoder_matrices_are_prunable_and_nothing_else(config: ModelConfig, draw: Draw) -> None:
+    found = jax.tree_util.tree_leaves_with_path(prune.prunable(draw(config, 0)))
+    names = {".".join(str(part.key) for part in path) for path, yes in found if yes}
+    matrices = ["attention.qkv", "attention.out", "feedforward.up", "feedforward.down"]
+    matrices += ["feedforward.gate"] if config.preset == "modern" else []
+    assert names == {f"layers.{i}.{name}.kernel" for i in range(2) for name in matrices}
+
+
+def test_the_schedule_is_zhu_and_guptas() -> None:
+    found = np.asarray(prune.cubic(jnp.arange(41, dtype=jnp.int32), 10, 30, 0.8))
+    wanted = [0.8 - 0.8 * (1 - min(max(t - 10, 0), 20) / 20) ** 3 for t in range(41)]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert found[10] == 0 and found[30] == found[40] == np.float32(0.8)
+    np.testing.assert_array_equal(prune.cubic(jnp.array([5, 6], jnp.int32), 5, 5, 0.5), np.float32([0, 0.5]))
+
+
+@pytest.mark.parametrize("kind", ["normal", "many equal", "all equal"])
+def test_the_smallest_of_all_matrices_go_to_the_exact_number(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((7, 5), (4, 9), (3, 1))]
+    if kind == "many equal":
+        weights = [np.round(w) for w in weights]
+    if kind == "all equal":
+        weights = [np.sign(w) for w in weights]
+    masks = [jnp.ones(w.shape, bool) for w in weights]
+    flat = np.concatenate([w.ravel() for w in weights])
+    largest = jax.jit(prune.largest)
+    for count in (0, 1, 2, 30, 37, 73, 74):
+        kept = np.concatenate([np.asarray(mask).ravel() for mask in largest(weights, np.int32(count), masks)])
+        np.testing.assert_array_equal(~kept, smallest(flat, count), err_msg=str(count))
+
+
+def test_gradual_pruning_under_adamw_equals_the_slow_version(params: dict) -> None:
+    plan = recipe.Pruning(sparsity=0.5, begin=0.1, end=0.6, every=3)
+    settings = recipe.Train(steps=20, learning_rate=1e-2, weight_decay=0.1, warmup=0.0)
+    history = train(params, adamw(settings, prune.gradual(plan, 20)), 20)
+    number, wanted, dead = chosen(params).size, 0, np.zeros(chosen(params).size, bool)
+    for step, weights in enumerate(chosen(each) for each in history):
+        if step in {2, 5, 8, 11, 12}:
+            wanted = round(0.5 * (1 - (1 - (step - 2) / 10) ** 3) * number)
+        zeros = weights == 0
+        assert abs(int(zeros.sum()) - wanted) <= 1, (step, zeros.sum(), wanted)
+        assert zeros[dead].all()
+        dead = zeros
+    assert dead.sum() == round(0.5 * number) and prune.sparsity(history[-1]) == dead.mean()
+
+
+def test_masks_are_drawn_over_the_weights_that_the_update_leaves(params: dict) -> None:
+    rng = np.random.default_rng(2)
+    updates = jax.tree.map(lambda w: rng.standard_normal(w.shape).astype(np.float32) * 0.5, params)
+    tx = prune.gradual(recipe.Pruning(0.3, 0.0, 0.25, 1), 4)  # the whole of it at the second update
+    update = jax.jit(tx.update)
+    same, state = update(updates, tx.init(params), params)
+    jax.tree.map(np.testing.assert_array_equal, same, updates)
+    final, _ = update(updates, state, params)
+    after = chosen(jax.tree.map(jnp.add, params, final))
+    free = chosen(params) + chosen(updates)
+    np.testing.assert_array_equal(after, np.where(smallest(free, round(0.3 * free.size)), 0, free))
+
+
+def test_a_pruned_model_keeps_its_zeros_and_biases_are_free(params: dict) -> None:
+    kernel = params["layers"][0]["attention"]["qkv"]["kernel"]
+    params["layers"][0]["attention"]["qkv"]["kernel"] = kernel.at[:8].set(0.0)
+    before = prune.sparsity(params)
+    tx = adamw(recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.gradual(recipe.Pruning(0.01), 4))
+    last = train(params, tx, 4)[-1]
+    assert prune.sparsity(last) == before > 0.01
+    assert not last["layers"][0]["attention"]["qkv"]["kernel"][:8].any()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(last):
+        assert path[-1].key != "bias" or np.asarray(leaf).all(), path
+
+
+def test_donating_the_state_leaves_the_callers_arrays_alone(params: dict) -> None:
+    state = prune.gradual(recipe.Pruning(), 10).init(params)
+    jax.jit(lambda masks: jax.tree.map(jnp.logical_not, masks), donate_argnums=0)(state.masks)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_the_last_step_can_be_the_end(params: dict) -> None:
+    last = train(params, prune.gradual(recipe.Pruning(0.4, 0.0, 1.0, 100), 5), 5)[-1]
+    assert prune.sparsity(last) == round(0.4 * chosen(params).size) / chosen(params).size
+
+
+def test_quantizing_keeps_the_zeros(params: dict) -> None:
+    out = params["layers"][0]["attention"]["out"]
+    out["kernel"] = jnp.zeros_like(out["kernel"])
+    share = prune.sparsity(params)
+    assert 0 < share <= prune.sparsity(quantize(params)) < share + 0.05
+
+
+def test_a_beginning_after_the_end_is_refused() -> None:
+    with pytest.raises(LspError, match=r"prune\.begin = 0\.7 is after prune\.end = 0\.2"):
+        prune.gradual(recipe.Pruning(begin=0.7, end=0.2), 100)
