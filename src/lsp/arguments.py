@@ -1,0 +1,113 @@
+"""What the commands have in common: their options, and the mistakes that can be named before jax is loaded."""
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsp import Exit, LspError, nearest
+
+OutOpt = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.", show_default=False)]
+FromOpt = Annotated[Path, typer.Option("--from", metavar="RUN", help="The run to read.", show_default=False)]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="A run, or prepared data.", show_default=False)]
+TrainOpt = Annotated[
+    Path,
+    typer.Option("--train", metavar="FILE", help="Labelled .tsv, .csv or .jsonl to train on.", show_default=False),
+]
+DevOpt = Annotated[
+    Path, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure with.", show_default=False)
+]
+RecipeOpt = Annotated[
+    Path | None, typer.Option("--recipe", metavar="FILE", help="TOML with settings; see docs/recipes.md.")
+]
+SetOpt = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change one setting; repeatable.", default_factory=list, show_default=False
+    ),
+]
+TokenizerOpt = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="DIR", help="A tokenizer, or a run or data that holds one.")
+]
+TextColumnOpt = Annotated[
+    list[str],
+    typer.Option(
+        "--text-column",
+        metavar="NAME",
+        help="Column with the text, by name or by number from 1; twice for a pair.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+LabelColumnOpt = Annotated[
+    str, typer.Option("--label-column", metavar="NAME", help="Column with the label.", show_default=False)
+]
+BudgetOpt = Annotated[
+    str, typer.Option("--budget", metavar="TIME", help="Save and stop after 90s, 30m, 2h; run again to continue.")
+]
+OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier lsp run left in --out.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr, only warnings and errors.")]
+
+
+def spread(words: Sequence[str]) -> list[str]:
+    """`--data a b` of `lsp pretrain` as `--data a --data b`: a shell's globs give the first, Typer reads the second."""
+    if words[:1] != ["pretrain"]:
+        return list(words)
+    written: list[str] = []
+    option, first = "", True
+    for word in words:
+        if word.startswith("-") and word != "-":
+            option, first = word if word in ("--data", "--valid") else "", True
+            written.append(word)
+        else:
+            written += [word] if first or not option else [option, word]
+            first = False
+    return written
+
+
+def need(*paths: Path | str | None, code: Exit = Exit.ARTIFACT) -> None:
+    """Raises LspError when a path (not '-', not a glob) is missing, with the nearest name in its folder."""
+    for path in paths:
+        if path is None or str(path) == "-" or os.path.lexists(path) or re.search(r"[*?\[]", str(path)):
+            continue
+        parent = Path(path).parent
+        names = [str(parent / name) for name in os.listdir(parent)] if parent.is_dir() else []
+        raise LspError(
+            f"{path} does not exist.{nearest(str(path), names)}",
+            hint="Check the path." if parent.is_dir() else f"There is no folder {parent} either: check the path.",
+            code=code,
+        )
+
+
+def apart(out: Path, begin: Path | None) -> None:
+    """Raises LspError when a command would write over what it reads."""
+    if begin is not None and out.resolve() == begin.resolve():
+        raise LspError(f"--out and --from are the same run, {out}.", hint="Give --out another folder.")
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in `90`, `90s`, `30m`, `1h30m` or `2d`; 0 for an empty text. Raises LspError."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
+    if not re.fullmatch(r"(\d+(\.\d+)?[dhms])*|\d+", text.strip()):
+        raise LspError(f"--budget {text} is not a length of time.", hint="Write it as in --budget 30m, 90s or 1h30m.")
+    return sum(float(count) * units[unit] for count, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms]?)", text))
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """After `seconds` (0: never) the process is asked to stop as a scheduler would ask it, with SIGTERM."""
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    if seconds:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

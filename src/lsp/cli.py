@@ -1,0 +1,478 @@
+"""The front door: parse, load the recipe, call one verb, print its result, and turn whatever goes wrong into a sentence
+and an exit code.
+
+Typer and the recipes are imported here, verbs inside the commands: `lsp --help` and every mistake in the command or the
+recipe answer before jax is loaded.
+"""
+
+import io
+import os
+import platform
+import re
+import sys
+import traceback
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lsp import Exit, LspError, Stopped, __version__, console, interrupt, recipe
+from lsp.arguments import (
+    BudgetOpt,
+    DevOpt,
+    FromOpt,
+    JsonOpt,
+    LabelColumnOpt,
+    OutOpt,
+    OverwriteOpt,
+    QuietOpt,
+    RecipeOpt,
+    RunArg,
+    SetOpt,
+    TextColumnOpt,
+    TokenizerOpt,
+    TrainOpt,
+    apart,
+    need,
+    parse_duration,
+    spread,
+    time_limit,
+)
+from lsp.failures import explain
+
+app = typer.Typer(
+    name="lsp",
+    help="Raw text to a small, fast, well-measured text classifier.\n\nA first look, without a download: lsp demo",
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: quick, and the same in a terminal, a pipe and docs/cli.md
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+compress = typer.Typer(help="Make a classifier smaller or faster. Every stage reads a run and writes one: they chain.")
+app.add_typer(compress, name="compress")
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        console.to_stdout(f"lsp {__version__}")
+    elif context.invoked_subcommand is None:
+        console.to_stdout(context.get_help())
+
+
+@compress.callback(invoke_without_command=True)
+def start_compress(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        console.to_stdout(context.get_help())
+
+
+@app.command(short_help="The whole story on this machine in minutes, with no download.")
+def demo(
+    *,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the runs go.")] = Path("lsp-demo"),
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp demo
+
+    The whole story on this machine in minutes, with no download: the text is the
+    docstrings of the installed Python packages, the label is the package. Ends
+    with a table of stage, size, accuracy and speed.
+    """
+    from lsp.commands import demo as verb
+
+    return report(verb.run(out, overwrite=overwrite, progress=console.Progress(quiet)), as_json)
+
+
+@app.command(short_help="Raw text to packed rows of tokens.")
+def prepare(
+    *,
+    text: Annotated[list[str], typer.Argument(metavar="TEXT", help=".txt or .jsonl, also .gz .xz; - is stdin.")],
+    out: OutOpt,
+    tokenizer: TokenizerOpt = None,
+    vocab_size: Annotated[int | None, typer.Option("--vocab-size", metavar="N", help="Sets data.vocab_size.")] = None,
+    seq_len: Annotated[int | None, typer.Option("--seq-len", metavar="N", help="Sets data.sequence_length.")] = None,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp prepare corpus/ --vocab-size 8192 --seq-len 128 --out data/corpus
+
+    Train a tokenizer on raw text, unless one is given, and pack the text into
+    rows of tokens for pretraining. TEXT is files, folders or globs.
+    """
+    sizes = {"data.vocab_size": vocab_size, "data.sequence_length": seq_len}
+    given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
+    plan = recipe.load(recipe.Prepare, recipe_file, [*given, *changes])
+    need(*text, code=Exit.DATA)
+    need(tokenizer)
+    from lsp.commands import prepare as verb
+
+    return report(verb.run(text, out, plan, tokenizer, overwrite=overwrite, progress=console.Progress(quiet)), as_json)
+
+
+@app.command(short_help="Text to an encoder: masked language modelling.")
+def pretrain(
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option("--data", metavar="PATH...", help="Prepared data, or text files, folders, globs; - is stdin."),
+    ],
+    out: OutOpt,
+    valid: Annotated[
+        list[str],
+        typer.Option(
+            "--valid", metavar="PATH...", help="Held-out text to measure on.", default_factory=list, show_default=False
+        ),
+    ],
+    begin: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="Start from these weights and their tokenizer.")
+    ] = None,
+    tokenizer: TokenizerOpt = None,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp pretrain --data corpus --recipe recipes/pretrain/mini.toml --out runs/mini
+
+    Train an encoder on raw text by guessing masked words. The same command
+    continues a run that was stopped.
+    """
+    plan = recipe.load(recipe.Pretrain, recipe_file, changes)
+    need(*data, *valid, code=Exit.DATA)
+    need(begin, tokenizer)
+    apart(out, begin)
+    seconds = parse_duration(budget)
+    from lsp.commands import pretrain as verb
+
+    with time_limit(seconds):
+        made = verb.run(data, out, plan, tokenizer, begin, valid, overwrite=overwrite, progress=console.Progress(quiet))
+    return report(made, as_json)
+
+
+@app.command(short_help="An encoder and labelled examples to a classifier.")
+def finetune(
+    *,
+    begin: Annotated[
+        str,
+        typer.Option("--from", metavar="RUN|scratch", help="Encoder, or 'scratch' for random weights."),
+    ],
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    tokenizer: TokenizerOpt = None,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp finetune --from runs/mini --train train.tsv --dev dev.tsv --out runs/sst2
+
+    Train a classifier on top of an encoder; one sentence or a pair. With
+    --from scratch it starts from random weights and needs --tokenizer.
+    """
+    plan = recipe.load(recipe.Finetune, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(tokenizer)
+    if begin != "scratch":
+        need(begin)
+        apart(out, Path(begin))
+    elif tokenizer is None:
+        raise LspError(
+            "--from scratch has no tokenizer.", hint="Add --tokenizer DIR: prepared data or any run has one."
+        )
+    seconds = parse_duration(budget)
+    from lsp.commands import finetune as verb
+
+    with time_limit(seconds):
+        made = verb.run(
+            begin, train, dev, out, plan, columns, tokenizer, overwrite=overwrite, progress=console.Progress(quiet)
+        )
+    return report(made, as_json)
+
+
+@compress.command(short_help="Int8 weights and activations: smaller and faster.")
+def quantize(
+    *,
+    begin: FromOpt,
+    out: OutOpt,
+    dev: Annotated[
+        Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
+    ] = None,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress quantize --from runs/sst2 --dev dev.tsv --out runs/sst2-int8
+
+    Int8 weights and activations: a quarter of the bytes, and faster where the
+    processor multiplies int8.
+    """
+    plan = recipe.load(recipe.Quantize, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    from lsp.commands import quantize as verb
+
+    return report(
+        verb.run(begin, out, plan, dev, columns, overwrite=overwrite, progress=console.Progress(quiet)), as_json
+    )
+
+
+@compress.command(short_help="Zeros in the encoder's matrices: smaller, not faster.")
+def prune(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress prune --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --set prune.sparsity=0.5 --out runs/sst2-pruned
+
+    Set the smallest weights of the encoder to zero, little by little, training
+    on. Zeros are stored packed: smaller, not faster.
+    """
+    plan = recipe.load(recipe.Prune, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    seconds = parse_duration(budget)
+    from lsp.commands import prune as verb
+
+    with time_limit(seconds):
+        made = verb.run(begin, out, plan, train, dev, columns, overwrite=overwrite, progress=console.Progress(quiet))
+    return report(made, as_json)
+
+
+@compress.command(short_help="A smaller student that learns a classifier's answers.")
+def distill(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress distill --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --recipe recipes/compress/distill.toml --out runs/sst2-small
+
+    Train a smaller student, described by the recipe's [model], to give the
+    answers of the run in --from.
+    """
+    plan = recipe.load(recipe.Distill, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    seconds = parse_duration(budget)
+    from lsp.commands import distill as verb
+
+    with time_limit(seconds):
+        made = verb.run(begin, out, plan, train, dev, columns, overwrite=overwrite, progress=console.Progress(quiet))
+    return report(made, as_json)
+
+
+@app.command(short_help="Metrics on labelled examples, and a gate for CI.")
+def evaluate(
+    *,
+    begin: FromOpt,
+    data: Annotated[
+        Path, typer.Option("--data", metavar="FILE", help="Labelled .tsv, .csv or .jsonl.", show_default=False)
+    ],
+    gates: Annotated[
+        list[str],
+        typer.Option(
+            "--min",
+            metavar="METRIC=VALUE",
+            help="Exit 1 when the metric is lower; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp evaluate --from runs/sst2 --data dev.tsv --min accuracy=0.9
+
+    Measure a classifier on labelled examples. Exits 1 when a --min is missed.
+    """
+    for gate in gates:
+        if not re.fullmatch(r"\w+=[-+]?\d*\.?\d+(e[-+]?\d+)?", gate):
+            raise LspError(f"--min {gate} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")
+    columns = (tuple(text_column), label_column)
+    need(data, code=Exit.DATA)
+    need(begin)
+    from lsp.commands import evaluate as verb
+
+    measured = verb.run(begin, data, columns, gates, progress=console.Progress(quiet))
+    report(measured, as_json)
+    return Exit.DONE if all(gate["passed"] for gate in measured["gates"]) else Exit.NO
+
+
+@app.command(short_help="Labels and probabilities, or guessed words, row by row.")
+def predict(
+    *,
+    begin: FromOpt,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
+    text_column: TextColumnOpt,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp predict --from runs/sst2 reviews.tsv > labels.tsv
+
+    Labels and probabilities on stdout, a row for each row read, in order. An
+    encoder without labels guesses the words behind [MASK].
+    """
+    if source == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise LspError("There is nothing to read.", hint="Name a file, or pipe one in: lsp predict --from RUN < FILE")
+    need(source, code=Exit.DATA)
+    need(begin)
+    from lsp.commands import predict as verb
+
+    try:
+        verb.run(begin, source, (tuple(text_column), ""), sys.stdout, as_json, progress=console.Progress(quiet))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        console.hang_up()
+    return Exit.DONE
+
+
+@app.command(short_help="What a run holds and what it was made from.")
+def inspect(*, run: RunArg, as_json: JsonOpt = False) -> int:
+    """\b
+    lsp inspect runs/sst2
+
+    Stage, model, size, labels, metrics, compression so far, and the hashes of
+    the runs it was made from.
+    """
+    need(run)
+    from lsp.commands import inspect as verb
+
+    return report(verb.run(run), as_json)
+
+
+@app.command(short_help="Is every byte of a run as it was written?")
+def verify(*, run: RunArg, as_json: JsonOpt = False) -> int:
+    """\b
+    lsp verify runs/sst2
+
+    Read every file of a run and compare it with the manifest. Exits 4 and names
+    the file when one differs.
+    """
+    need(run)
+    from lsp.commands import verify as verb
+
+    return report(verb.run(run), as_json)
+
+
+@app.command(short_help="Is this machine set up?")
+def doctor(*, as_json: JsonOpt = False) -> int:
+    """\b
+    lsp doctor
+
+    Python, jax and its partner, devices, cores, memory, disk, the int8
+    instructions and the cache folder, each with a fix where one is needed.
+    Exits 5 when lsp cannot work here.
+    """
+    from lsp.commands import doctor as verb
+
+    found = verb.run()
+    report(found, as_json)
+    return Exit.MACHINE if found["status"] == "failed" else Exit.DONE
+
+
+def report(made: dict[str, Any], as_json: bool) -> int:
+    """Print a result; the exit code of a command that did its work."""
+    console.result(made, as_json)
+    return Exit.DONE
+
+
+# --- the one place where failures become a sentence and a code ------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code. Nothing but a bug under LSP_DEBUG shows a traceback."""
+    words = spread(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # texts are UTF-8 in every locale, and nothing is unprintable
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+    try:
+        with interrupt.listening():
+            return int(typer.main.get_command(app).main(words, prog_name="lsp", standalone_mode=False) or 0)
+    except SystemExit as leave:  # how Typer leaves when the reader of its help went away
+        return Exit.DONE if isinstance(leave.__context__, BrokenPipeError) else Exit.BUG
+    except BaseException as error:
+        if os.environ.get("LSP_DEBUG"):
+            traceback.print_exc()
+        failure = explain(error)
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort) else "failed"
+        console.fail(failure, "--json" in words, command_in(words), status)
+        return int(failure.code)
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: one folder a kind of processor, for a home may be shared by several."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    kind = platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        kind += f"-{zlib.crc32(flags.encode()):08x}"
+    return home / "lsp" / "jax" / kind
+
+
+def command_in(words: Sequence[str]) -> str:
+    """The command that was asked for, as in `compress quantize`; empty when none can be made out."""
+    names = [word for word in words if not word.startswith("-")]
+    return " ".join(names[:2] if names[:1] == ["compress"] else names[:1])

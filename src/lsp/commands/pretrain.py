@@ -1,0 +1,125 @@
+"""`lsp pretrain`: masked language modelling on raw or prepared text."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsp import Exit, LspError, checkpoint, directory
+from lsp import recipe as recipes
+from lsp.compress.quantize import dequantize
+from lsp.data import batches, shards, text
+from lsp.data.tokenizer import Tokenizer
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import graphdef, initialise
+from lsp.train.evaluate import MaskedLM
+from lsp.train.labelled import counted
+from lsp.train.loop import Plan, fit
+from lsp.train.objectives import Objective, masked_lm
+
+# Rows kept back to measure on when --valid is not given: one in a hundred, at most this many.
+HELD_OUT = 1024
+
+
+def run(
+    data: list[str],
+    out: Path,
+    recipe: recipes.Pretrain,
+    tokenizer: Path | None,
+    start: Path | None,
+    valid: list[str],
+    overwrite: bool,
+    progress: Any,
+) -> dict[str, Any]:
+    """Trains an encoder into `out` and returns its result."""
+    with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
+        inputs = {
+            "data": shards.prepared(readable) or text.digest(readable),
+            "valid": text.digest(held_out) if held_out else "",
+            "from": directory.identity(directory.read(start)) if start else "",
+        }
+        with directory.claim(
+            out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
+        ) as held:
+            if held.complete:
+                return held.result()
+            base = checkpoint.open(start).expect("words") if start else None
+            rows = _rows(readable, held.path, recipe, start or tokenizer, progress)
+            words = Tokenizer.load(rows.path)
+            config = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
+            _refuse_misfit(rows, words, config, base)
+            train, train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
+            dataset = batches.pretraining(
+                train_rows, batch_size=train.batch_size, seed=train.seed, mask_rate=recipe.data.mask_rate
+            )
+            meter = MaskedLM(config)
+            plan = Plan(
+                graphdef=graphdef(config),
+                params=dequantize(base.params) if base else initialise(config, train.seed),
+                objective=Objective(masked_lm),
+                batches=lambda first, last: batches.read_ahead(dataset, first, last),
+                evaluate=lambda params: meter.score(params, measured),
+                train=train,
+                mesh=recipe.mesh,
+            )
+            fitted = fit(plan, held.path, progress)
+            return checkpoint.finish(
+                held,
+                stage="pretrain",
+                config=config,
+                params=fitted.params,
+                tokenizer=words,
+                step=fitted.step,
+                metrics=fitted.metrics,
+                parents=[inputs["from"]] if start else [],
+                result=fitted.summary(),
+            )
+
+
+def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | None, progress: Any) -> shards.Rows:
+    """The packed rows: those of a prepared directory, or raw text packed into RUN/train, once."""
+    if shards.prepared(data):
+        return shards.Rows.open(Path(data[0]))
+    packed = out / "train" / "data"
+    shards.prepare(data, packed, recipe.data, words, recipe.train.seed, progress)
+    return shards.Rows.open(packed)
+
+
+def _refuse_misfit(
+    rows: shards.Rows, words: Tokenizer, config: ModelConfig, base: checkpoint.Checkpoint | None
+) -> None:
+    """Raises LspError when the rows were made for another model (exit 4) or are too long for it (exit 2)."""
+    if base is not None and base.tokenizer.hash != words.hash:
+        raise LspError(
+            f"{rows.path} was prepared with another tokenizer ({words.hash[:8]}) than {base.path} uses "
+            f"({base.tokenizer.hash[:8]}).",
+            hint=f"Prepare it again: lsp prepare TEXT --tokenizer {base.path} --out DATA",
+            code=Exit.ARTIFACT,
+        )
+    if rows.sequence_length > config.max_length:
+        raise LspError(
+            f"Rows are {rows.sequence_length} tokens long, and the model reads {config.max_length} at most.",
+            hint=f"Use --set model.max_length={rows.sequence_length} or shorter rows.",
+        )
+
+
+def _split(
+    rows: shards.Rows, valid: list[str], out: Path, recipe: recipes.Pretrain, progress: Any
+) -> tuple[recipes.Train, shards.Rows | shards.Subset, batches.FixedBatches]:
+    """The training recipe with its steps counted, rows to train on, and fixed-mask batches to measure on."""
+    size = recipe.train.batch_size
+    kept = min(HELD_OUT, len(rows) // 100)
+    train_rows: shards.Rows | shards.Subset = rows
+    if valid:
+        place = out / "train" / "valid"
+        shards.prepare(valid, place, recipe.data, rows.path, recipe.train.seed, progress)
+        measured = batches.evaluation(shards.Rows.open(place), size)
+    elif kept:
+        progress.say(f"holding back {kept} of {len(rows)} rows to measure on (--valid PATH to choose the text)")
+        spread = np.linspace(0, len(rows) - 1, kept).round().astype(np.int64)
+        train_rows = shards.Subset(rows, np.setdiff1d(np.arange(len(rows)), spread))
+        measured = batches.evaluation(shards.Subset(rows, spread), size)
+    else:
+        progress.warn("there is too little text to hold any back: the metrics are those of the training text")
+        measured = batches.evaluation(rows, size)
+    return counted(recipe.train, len(train_rows)), train_rows, measured

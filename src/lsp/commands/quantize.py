@@ -1,0 +1,52 @@
+"""`lsp compress quantize`: int8 on disk, in memory and in the matmul."""
+
+from pathlib import Path
+from typing import Any
+
+from lsp import checkpoint, directory
+from lsp import recipe as recipes
+from lsp.compress.quantize import quantize
+from lsp.data import text
+from lsp.train import labelled
+from lsp.train.evaluate import Classifier
+
+
+def run(
+    start: Path,
+    out: Path,
+    recipe: recipes.Quantize,
+    dev: Path | None,
+    columns: labelled.Columns,
+    overwrite: bool,
+    progress: Any,
+) -> dict[str, Any]:
+    """Writes the int8 model to `out`; with `dev`, measures both."""
+    inputs = {"from": directory.identity(directory.read(start)), "dev": text.digest([str(dev)]) if dev else ""}
+    with directory.claim(
+        out, command="compress quantize", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
+    ) as held:
+        if held.complete:
+            return held.result()
+        base = checkpoint.open(start)
+        params = quantize(base.params)
+        before: dict[str, Any] = base.size()
+        after: dict[str, Any] = {}
+        if dev is not None:
+            examples = labelled.read(dev, columns, base.tokenizer, base.config.max_length, base.labels)
+            classifier = Classifier(base.config)
+            progress.say("measuring before and after")
+            before |= classifier.score(base.params, examples).summary()
+            after |= classifier.score(params, examples).summary()
+        return checkpoint.finish(
+            held,
+            stage="quantize",
+            config=base.config,
+            params=params,
+            tokenizer=base.tokenizer,
+            step=base.manifest["step"],
+            metrics=after.get("metrics", {}),
+            labels=base.labels,
+            compression=[*base.manifest["compression"], {"stage": "quantize", "bits": 8}],
+            parents=[inputs["from"]],
+            result={"before": before, "after": after},
+        )

@@ -1,0 +1,306 @@
+"""What a person or a script sees: results on stdout, everything else (progress, warnings, errors) on stderr."""
+
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lsp import LspError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+# Control characters but tab and newline, the C1 range, line separators, and marks that reorder what follows: text from
+# a data file or a path could otherwise move the cursor, recolour the terminal or spoof a line.
+UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]"
+)
+
+
+def safe(text: str) -> str:
+    """`text` with every character a terminal might obey written as an escape."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+class Progress:
+    """How far the work is, on stderr: live bars on a terminal, else one plain line per 5 % or 30 s and never a `\\r`.
+
+    Tasks nest. `update` may be called at every step: it draws ten times a second at most. A closed stderr ends the
+    display, not the work.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.tasks: list[Task] = []
+        self.bars: Bars | None = None
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if not self.quiet:
+            self._line(text)
+
+    def warn(self, text: str) -> None:
+        """One line that is shown with `--quiet` too."""
+        self._line(f"warning: {text}")
+
+    @contextmanager
+    def task(self, name: str, total: float | None) -> Iterator["Task"]:
+        """A phase of `total` parts; None when unknown. Inside another one it is shown below it."""
+        task = Task(self, name, total)
+        self.tasks.append(task)
+        if self.live:
+            self._show(task)
+        try:
+            yield task
+            task.finish()
+        finally:
+            self.tasks.remove(task)
+            if self.bars is not None and task.bar is not None:
+                self.bars.remove_task(task.bar)
+                if not self.tasks:
+                    self.bars.stop()
+                    self.bars = None
+
+    def _show(self, task: "Task") -> None:
+        if self.bars is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self.bars = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(24),
+                TextColumn("{task.fields[text]}", markup=False),
+                console=Console(stderr=True, highlight=False),
+                refresh_per_second=5,
+                transient=True,
+            )
+            self.bars.start()
+        task.bar = self.bars.add_task(safe(task.name), total=task.total or None, text="")
+
+    def _line(self, text: str) -> None:
+        if self.bars is not None:
+            self.bars.console.print(safe(text), markup=False, soft_wrap=True)
+        else:
+            to_stderr(safe(text))
+
+
+class Task:
+    """One phase of a `Progress`."""
+
+    def __init__(self, progress: Progress, name: str, total: float | None) -> None:
+        self.progress, self.name, self.total = progress, name, total
+        self.bar: TaskID | None = None
+        self.done: float = 0.0
+        self.fields: dict[str, Any] = {}
+        self.start = self.drawn = time.monotonic()
+        self.drawn_at = 0.0  # what was done when last drawn
+        self.first: tuple[float, float] | None = None  # time and `done` of the first update: compilation lies before
+
+    def update(self, done: float, **fields: Any) -> None:
+        """`done` of the total parts; fields such as `loss=2.31, tokens_per_second=9800` stay until replaced."""
+        now = time.monotonic()
+        self.done = done
+        self.fields.update(fields)
+        if self.first is None:
+            self.first = (now, done)
+            self.drawn_at = done  # a resumed run starts in the middle
+        if self.progress.quiet or not self._due(now):
+            return
+        self.drawn, self.drawn_at = now, done
+        if self.progress.bars is not None and self.bar is not None:
+            self.progress.bars.update(self.bar, completed=done, text=safe(self._text(now)))
+        else:
+            self.progress.say(f"{self._path()}: {self._text(now)}")
+
+    def finish(self) -> None:
+        """The last line: what was done and how long it took."""
+        seconds = time.monotonic() - self.start
+        if seconds >= 1 and not self.progress.quiet:
+            parts = [self._count(), *described(self.fields), f"in {duration(seconds)}"]
+            self.progress.say(f"{self._path()}: {', '.join(part for part in parts if part)}")
+
+    def seconds_left(self, now: float) -> float | None:
+        """At the pace since the first update, or None while that can't be known."""
+        if self.first is None or self.done <= self.first[1] or not self.total:
+            return None
+        return (self.total - self.done) * (now - self.first[0]) / (self.done - self.first[1])
+
+    def _due(self, now: float) -> bool:
+        since = now - self.drawn
+        if self.progress.live:
+            return since >= 0.1
+        return since >= 30 or bool(since >= 2 and self.total and self.done - self.drawn_at >= 0.05 * self.total)
+
+    def _path(self) -> str:
+        tasks = self.progress.tasks
+        return " › ".join(task.name for task in tasks[: tasks.index(self) + 1])
+
+    def _count(self) -> str:
+        return f"{number(self.done)}/{number(self.total)}" if self.total else number(self.done) if self.done else ""
+
+    def _text(self, now: float) -> str:
+        left = self.seconds_left(now)
+        return ", ".join(
+            [self._count(), *described(self.fields), *([] if left is None else [f"{duration(left)} left"])]
+        )
+
+
+def described(fields: Mapping[str, Any]) -> list[str]:
+    """`loss 2.31`, `9,800 tokens/s`: a field's name and value as a person would write them."""
+    named = {
+        "tokens_per_second": "tokens/s",
+        "examples_per_second": "examples/s",
+        "useful_tokens_per_second": "tokens/s",
+    }
+    return [
+        f"{number(v)} {named[k]}" if k in named else f"{k.replace('_', ' ')} {number(v)}" for k, v in fields.items()
+    ]
+
+
+def number(value: Any) -> str:
+    """Four significant digits and thousands apart; other values as text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """`2.5 s`, `4 min 05 s` or `3 h 20 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def size(count: float) -> str:
+    """Bytes for a person, in powers of ten."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def result(data: Mapping[str, Any], as_json: bool) -> None:
+    """Print a command's result on stdout: one JSON object on one line, or a line a value and tables for a person."""
+    if as_json:
+        to_stdout(json.dumps(_plain(data), ensure_ascii=False, allow_nan=False))
+    else:
+        to_stdout("\n".join(_lines(data)))
+
+
+def fail(error: LspError, as_json: bool, command: str, status: str = "failed") -> None:
+    """Say what went wrong and what to type: on stderr, or with `--json` as the one object on stdout."""
+    if as_json:
+        fields = {
+            "command": command,
+            "status": status,
+            "error": error.message,
+            "hint": error.hint,
+            "code": int(error.code),
+        }
+        to_stdout(json.dumps(fields, ensure_ascii=False))
+        return
+    to_stderr(safe(f"error: {error.message}" if status == "failed" else error.message))
+    if error.hint:
+        to_stderr(safe(f"fix: {error.hint}"))
+
+
+def to_stdout(text: str) -> None:
+    """A line on stdout. A reader that went away, as in `lsp … | head -1`, has what it wanted: not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        hang_up()
+
+
+def to_stderr(text: str) -> None:
+    """A line on stderr, or nowhere when that is closed: hours of work must not die with a terminal."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  it stays open to the end
+
+
+def hang_up() -> None:
+    """Send what is still buffered for a closed stdout nowhere, so that the interpreter does not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it: NumPy scalars as numbers, paths as text, and null for what is not finite."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _lines(data: Mapping[str, Any]) -> list[str]:
+    """Scalars as aligned `name  value` lines, lists of mappings as tables below them."""
+    scalars, tables = dict(_scalars(data)), [v for v in data.values() if _is_table(v)]
+    width = max(map(len, scalars), default=0)
+    lines = [f"{name:{width}}  {value}" for name, value in scalars.items()]
+    for rows in tables:
+        lines += ["", *table(rows)]
+    return lines
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def _scalars(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}.")
+        elif not _is_table(value) and value not in ([], ()):
+            yield safe(prefix + str(name)), safe(_shown(str(name), value))
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value as its name asks: bytes and seconds with units, lists with commas."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, list | tuple):
+        return ", ".join(_shown(name, item) for item in value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if name == "bytes" or name.endswith("_bytes"):
+            return size(value)
+        if name == "seconds" or name.endswith("_seconds"):
+            return duration(value)
+    return number(value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows under their keys; numbers to the right, text to the left. A missing or None value is blank."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[safe("" if row.get(n) is None else _shown(n, row[n])) for n in names] for row in rows]
+    right = [all(isinstance(row.get(n), int | float | None) for row in rows) for n in names]
+    titles = [safe(str(n).replace("_per_second", "/s").replace("_", " ")) for n in names]
+    widths = [max(map(cell_width, column)) for column in zip(titles, *cells, strict=True)]
+
+    def line(texts: Sequence[str]) -> str:
+        padded = (
+            " " * (w - cell_width(t)) + t if r else t + " " * (w - cell_width(t))
+            for t, w, r in zip(texts, widths, right, strict=True)
+        )
+        return "  ".join(padded).rstrip()
+
+    return [line(titles), "  ".join("─" * w for w in widths), *map(line, cells)]
+
+
+def cell_width(text: str) -> int:
+    """Terminal columns: Chinese, Japanese and Korean characters take two, combining marks none."""
+    import unicodedata
+
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

@@ -1,0 +1,67 @@
+"""Whatever a command can raise, as what went wrong, what to type and the exit code.
+
+jax's errors are known by their text, so that a mistake in the command line need not load jax.
+"""
+
+import errno
+import re
+import shutil
+
+import typer
+
+from lsp import Exit, LspError, Stopped, console, nearest
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+
+
+def explain(error: BaseException) -> LspError:
+    """What went wrong, what to type and the exit code, for anything a command can raise."""
+    text = str(error)
+    if isinstance(error, LspError):
+        return error
+    if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort):
+        code = error.code if isinstance(error, Stopped) else Exit.INTERRUPTED
+        return LspError("Stopped; what was done is saved.", hint="Run the same command again to continue.", code=code)
+    if isinstance(error, typer.TyperException):
+        return explain_usage(error)
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("lsp"):
+        hint = "Set lsp up again: bash scripts/setup.sh"
+        return LspError(f"The Python package {error.name} is missing.", hint=hint, code=Exit.MACHINE)
+    if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
+        free = shutil.disk_usage(".").free
+        hint = "Free some space and run the same command again to continue."
+        return LspError(f"The disk is full ({console.size(free)} free here).", hint=hint, code=Exit.MACHINE)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
+        hint = "Lower train.batch_size, or raise train.accumulate: --set train.accumulate=4"
+        return LspError(f"There is not enough memory: {first_line(error)}", hint=hint, code=Exit.MACHINE)
+    if isinstance(error, OSError) and error.errno in MACHINE:
+        hint = "Check the permissions, or choose another --out."
+        return LspError(f"{error.filename or 'A file'}: {error.strerror}.", hint=hint, code=Exit.MACHINE)
+    return LspError(
+        f"A bug in lsp: {type(error).__name__}: {first_line(error)}",
+        hint="Set LSP_DEBUG=1 for the traceback, and please report it.",
+        code=Exit.BUG,
+    )
+
+
+def explain_usage(error: typer.TyperException) -> LspError:
+    """Typer's complaint with the nearest option or command, and the help to ask for."""
+    context = getattr(error, "ctx", None)
+    asked = context.command_path if context is not None else ""
+    message = error.format_message().rstrip(".") + "."
+    unknown = getattr(error, "option_name", None)
+    if unknown is not None and context is not None and message.startswith("No such option"):
+        options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+        message = f"No such option: {unknown}.{nearest(unknown, options)}"
+    elif match := re.match(r"No such command '(.+?)'\.$", message):
+        nested = [f"compress {name}" for name in ("quantize", "prune", "distill")]
+        message += nearest(f"compress {match[1]}", nested) if asked == "lsp" else ""
+    hint = f"{asked or 'The command with'} -h shows an example and every option."
+    return LspError(message.replace("?.", "?"), hint=hint)
+
+
+def first_line(error: BaseException) -> str:
+    """The start of an exception's text, short enough for a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,307 @@
+"""The command line as people and scripts meet it: verbs, options, texts, exit codes, and what is on stdout."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from lsp import Exit, LspError, Stopped, arguments, cli, console, failures
+
+JSON = ["--json", "--quiet"]
+TRAINING = ["--from", "--train", "--dev", "--out", "--text-column", "--label-column"]
+RECIPE = ["--recipe", "--set"]
+# Names that pipelines use. Adding one is fine; the day one goes, its users need a release of warning.
+OPTIONS = {
+    "demo": ["--out", "--overwrite", *JSON],
+    "prepare": ["--out", "--tokenizer", "--vocab-size", "--seq-len", *RECIPE, "--overwrite", *JSON],
+    "pretrain": [
+        *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget", "--overwrite", *JSON],
+    ],
+    "finetune": [*TRAINING, "--tokenizer", *RECIPE, "--budget", "--overwrite", *JSON],
+    "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
+    "compress prune": [*TRAINING, *RECIPE, "--budget", "--overwrite", *JSON],
+    "compress distill": [*TRAINING, *RECIPE, "--budget", "--overwrite", *JSON],
+    "evaluate": ["--from", "--data", "--min", *TRAINING[-2:], *JSON],
+    "predict": ["--from", "--text-column", *JSON],
+    "inspect": ["--json"],
+    "verify": ["--json"],
+    "doctor": ["--json"],
+}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """`lsp` in a process of its own, without a terminal and with stdin empty."""
+    command = [sys.executable, "-m", "lsp", *words]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Exit code and stderr of a mistake, which must leave stdout empty."""
+    code = cli.main(words)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+    return code, printed.err
+
+
+def test_help_is_quick_and_loads_neither_jax_nor_numpy() -> None:
+    program = (
+        "import sys; from lsp import cli; assert cli.main(['--help']) == 0;"
+        "print([name for name in ('jax', 'numpy', 'grain', 'rich.progress') if name in sys.modules], file=sys.stderr)"
+    )
+    run("--help")  # so that the byte code is there
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stderr.strip() == "[]"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
+
+
+def test_a_usage_error_loads_no_jax() -> None:
+    program = (
+        "import sys; from lsp import cli;"
+        "code = cli.main(['pretrain', '--data', '.', '--out', 'x', '--set', 'train.step=1']);"
+        "sys.exit(code if 'jax' not in sys.modules else 99)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == Exit.USAGE
+
+
+def test_the_verbs_and_their_options_are_frozen() -> None:
+    def walk(command: object, name: str) -> dict[str, list[str]]:
+        if nested := getattr(command, "commands", None):
+            return {k: v for n, c in nested.items() for k, v in walk(c, f"{name} {n}".strip()).items()}
+        parameters = command.params  # type: ignore[attr-defined]
+        options = [p.opts[0] for p in parameters if p.param_type_name == "option" and p.name != "help"]
+        return {name: options}
+
+    assert walk(typer.main.get_command(cli.app), "") == OPTIONS
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command.split(), "-h"]) == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith(f"  lsp {command}")
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pretrian"], "error: No such command 'pretrian'. Did you mean 'pretrain'?\nfix: lsp -h shows"),
+        (["quantize"], "error: No such command 'quantize'. Did you mean 'compress quantize'?\n"),
+        (
+            ["pretrain", "--recpie", "x"],
+            "error: No such option: --recpie. Did you mean '--recipe'?\nfix: lsp pretrain -h",
+        ),
+        (["pretrain", "--data", "."], "error: Missing option '--out'.\nfix: lsp pretrain -h"),
+        (["finetune", "--from"], "error: Option '--from' requires an argument.\n"),
+        (
+            ["evaluate", "--from", ".", "--data", ".", "--min", "accuracy"],
+            "error: --min accuracy is not METRIC=VALUE.\n",
+        ),
+        (
+            ["pretrain", "--data", ".", "--out", "x", "--set", "train.step=3"],
+            "error: --set: unknown key 'train.step'. Did you mean 'steps'?\n",
+        ),
+        (
+            ["pretrain", "--data", ".", "--out", "x", "--budget", "soon"],
+            "error: --budget soon is not a length of time.\n",
+        ),
+        (["compress", "quantize", "--from", "..", "--out", ".."], "error: --out and --from are the same run"),
+        (
+            ["finetune", "--from", "scratch", "--train", ".", "--dev", ".", "--out", "x"],
+            "error: --from scratch has no tokenizer.\nfix: Add --tokenizer DIR",
+        ),
+    ],
+)
+def test_a_wrong_command_is_a_sentence_with_a_fix(
+    words: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = fails(capsys, *words)
+    assert code == Exit.USAGE
+    assert said.startswith(expected)
+    assert "fix: " in said
+
+
+def test_a_missing_path_is_named_with_its_nearest_neighbour(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.tsv").write_text("")
+    words = ["finetune", "--from", str(tmp_path), "--dev", str(tmp_path), "--out", str(tmp_path / "out"), "--train"]
+    code, said = fails(capsys, *words, str(tmp_path / "trian.tsv"))
+    assert code == Exit.DATA
+    assert said.startswith(f"error: {tmp_path}/trian.tsv does not exist. Did you mean '{tmp_path}/train.tsv'?")
+    code, said = fails(capsys, "inspect", str(tmp_path / "nowhere" / "run"))
+    assert code == Exit.ARTIFACT
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_not_toml_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.toml").write_text("[train\n")
+    words = ["pretrain", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--recipe"]
+    code, said = fails(capsys, *words, str(tmp_path / "bad.toml"))
+    assert (code, "is not TOML" in said) == (Exit.USAGE, True)
+
+
+@pytest.mark.parametrize(
+    "words", [["pretrian"], ["pretrain", "--nope"], ["pretrain", "--data", "/nowhere", "--out", "x"], ["compress", "x"]]
+)
+def test_with_json_a_failure_is_one_object_on_stdout(words: list[str]) -> None:
+    done = run(*words, "--json")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1
+    failure = json.loads(lines[0])
+    assert set(failure) == {"command", "status", "error", "hint", "code"}
+    assert failure["status"] == "failed"
+    assert failure["code"] == done.returncode != 0
+    assert done.stderr == ""
+
+
+def test_results_are_on_stdout_and_nothing_else() -> None:
+    done = run("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert found["command"] == "doctor"
+    assert {check["state"] for check in found["checks"]} <= {"ok", "warn", "failed"}
+    assert done.returncode == (Exit.MACHINE if found["status"] == "failed" else Exit.DONE)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["pretrain", "-h"], ["--version"], []])
+def test_a_reader_that_goes_away_is_not_an_error(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run([sys.executable, "-m", "lsp", *words], stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (Exit.DONE, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("pretrain --data a b --out x", "pretrain --data a --data b --out x"),
+        ("pretrain --data a - --valid v w -q", "pretrain --data a --data - --valid v --valid w -q"),
+        ("pretrain --data a --out x --data b", "pretrain --data a --out x --data b"),
+        ("evaluate --data a b", "evaluate --data a b"),
+    ],
+)
+def test_data_takes_what_a_shell_makes_of_a_glob(words: str, expected: str) -> None:
+    assert arguments.spread(words.split()) == expected.split()
+
+
+def test_lengths_of_time() -> None:
+    assert [arguments.parse_duration(text) for text in ("", "90", "90s", "30m", "1h30m", "1.5h", "2d")] == [
+        *(0, 90, 90, 1800, 5400, 5400, 172800),
+    ]
+
+
+def test_a_budget_ends_as_a_scheduler_would_end_it() -> None:
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with arguments.time_limit(0.01):
+            signal.sigtimedwait([], 0.5)
+        with arguments.time_limit(0):
+            signal.sigtimedwait([], 0.05)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (LspError("a", hint="b", code=Exit.DIVERGED), Exit.DIVERGED, "a"),
+        (Stopped(Exit.STOPPED), Exit.STOPPED, "saved"),
+        (Stopped(Exit.INTERRUPTED), Exit.INTERRUPTED, "saved"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, "saved"),
+        (MemoryError(), Exit.MACHINE, "memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), Exit.MACHINE, "9 bytes"),
+        (OSError(28, "No space left on device"), Exit.MACHINE, "full"),
+        (ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device"), Exit.MACHINE, "full"),
+        (PermissionError(13, "Permission denied", "/x"), Exit.MACHINE, "/x: Permission denied"),
+        (ModuleNotFoundError("No module named 'wandb'", name="wandb"), Exit.MACHINE, "wandb"),
+        (ZeroDivisionError("division by zero"), Exit.BUG, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_every_failure_has_its_code_and_a_fix(error: BaseException, code: Exit, said: str) -> None:
+    failure = failures.explain(error)
+    assert failure.code == code
+    assert said in failure.message
+    assert failure.hint
+
+
+def test_a_bug_shows_its_traceback_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*paths: object, **options: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(cli, "need", broken)
+    code, said = fails(capsys, "inspect", ".")
+    assert (code, "LSP_DEBUG=1" in said) == (Exit.BUG, True)
+    monkeypatch.setenv("LSP_DEBUG", "1")
+    assert cli.main(["inspect", "."]) == Exit.BUG
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_a_terminal_would_obey_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        console.safe("a\x1b[31mb\x9b1m\u202e\u2028\r\ud800é中\n") == r"a\x1b[31mb\x9b1m\u202e\u2028\r\ud800é中" + "\n"
+    )
+    console.result({"labels": ["\x1b]0;x\x07"], "rows": [{"name": "\x1b[2J"}]}, as_json=False)
+    console.fail(LspError("\x1b[2J", hint="\x1b[2J"), False, "")
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_a_result_is_json_whatever_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result({"loss": float("nan"), "out": Path("x"), "metrics": {"f1": 0.5}, "labels": ("a",)}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "out": "x", "metrics": {"f1": 0.5}, "labels": ["a"]}
+
+
+def test_a_table_lines_up_whatever_its_script(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result(
+        {"bytes": 2_500_000, "rows": [{"stage": "中文", "n": 5}, {"stage": "int8", "n": 1234}]}, as_json=False
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        *("bytes  2.5 MB", "", "stage      n", "─────  ─────", "中文       5", "int8   1,234"),
+    ]
+
+
+def test_progress_off_a_terminal_is_plain_lines_and_rare(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("lsp.console.time.monotonic", lambda: now)
+    progress = console.Progress()
+    with progress.task("finetune", 1000) as outer:
+        for step in range(1, 1001):
+            now += 0.1
+            outer.update(step, loss=1.23456, tokens_per_second=9876.5)
+        with progress.task("evaluate", 10) as inner:
+            now += 31
+            inner.update(5)
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert printed.out == ""
+    assert "\r" not in printed.err
+    assert lines[0] == "finetune: 51/1,000, loss 1.235, 9,876 tokens/s, 1 min 35 s left"
+    assert 15 <= len(lines) <= 25
+    assert "finetune › evaluate: 5/10" in lines
+    assert lines[-1] == "finetune: 1,000/1,000, loss 1.235, 9,876 tokens/s, in 2 min 11 s"
+
+
+def test_quiet_progress_says_only_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = console.Progress(quiet=True)
+    with progress.task("pack", 2) as task:
+        task.update(1)
+        progress.say("hello")
+        progress.warn("37 of 40 examples were cut")
+    assert capsys.readouterr().err == "warning: 37 of 40 examples were cut\n"
