@@ -2,7 +2,7 @@
 
     python benchmarks/int8_matmul.py --out int8_matmul.json
 
-Prints one JSON object. For each shape of a 4×256 encoder and of BERT-base (M rows, K in, N out) and each variant the
+Prints one JSON object. For each shape of a 4x256 encoder and of BERT-base (M rows, K in, N out) and each variant the
 best and the median time in milliseconds of `--repeats` calls. Variants take turns call by call, so that a busy machine
 troubles all alike; compare within one run only.
 
@@ -28,8 +28,8 @@ from jax import lax
 from lsp.model import int8
 
 SHAPES = {
-    "4×256, batch 32 × 128": [(4096, 256, 768), (4096, 256, 256), (4096, 256, 1024), (4096, 1024, 256)],
-    "BERT-base, batch 4 × 128": [(512, 768, 2304), (512, 768, 768), (512, 768, 3072), (512, 3072, 768)],
+    "4x256, batch 32 x 128": [(4096, 256, 768), (4096, 256, 256), (4096, 256, 1024), (4096, 1024, 256)],
+    "BERT-base, batch 4 x 128": [(512, 768, 2304), (512, 768, 768), (512, 768, 3072), (512, 3072, 768)],
 }
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
 

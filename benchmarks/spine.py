@@ -47,7 +47,10 @@ def main() -> None:
             bench.evaluate(f"speed-{name}-{i}", run, full)
     for name, run in runs:
         bench.evaluate(f"dev-{name}", run, dev)
-    text = json.dumps(summary(bench.results), indent=1)
+    weights = {name: folder_bytes(run / "params") for name, run in runs}
+    text = json.dumps(
+        summary(bench.results) | {"int8_share_of_parameter_bytes": weights["int8"] / weights["fp32"]}, indent=1
+    )
     (args.out / "summary.json").write_text(text + "\n")
     print(text)
 
@@ -124,12 +127,15 @@ def full_rows(dev: Path, path: Path) -> Path:
     return path
 
 
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     speed = {
         name: statistics.median(results[f"speed-{name}-{i}"]["examples_per_second"] for i in range(SPEED_RUNS))
         for name in ("fp32", "int8")
     }
-    fp32, int8 = results["int8"]["before"], results["int8"]["after"]
     accuracy = {
         "finetuned": results["classifier"]["metrics"]["accuracy"],
         "from_scratch": results["scratch"]["metrics"]["accuracy"],
@@ -150,7 +156,6 @@ def summary(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
         },
         "finetune_seconds": results["classifier"]["seconds"],
         "bytes": {name: results[name]["bytes"] for name in ("classifier", "int8", "prune", "distill")},
-        "int8_bytes_share": int8.get("bytes", results["int8"]["bytes"]) / fp32["bytes"],
         "examples_per_second_at_full_length": speed,
         "int8_speedup_at_full_length": speed["int8"] / speed["fp32"],
     }

@@ -98,6 +98,9 @@ def _heads(config: ModelConfig, index: int) -> tuple[int, int]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """The same structure, and the same shape at each leaf."""
-    same = jax.tree.structure(one) == jax.tree.structure(other)
-    return same and all(a.shape == b.shape for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    """The same names, and the same shape at each."""
+    return _shapes(one) == _shapes(other)
+
+
+def _shapes(tree: Any) -> Any:
+    return [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

@@ -37,7 +37,7 @@ def sparsity(params: Tree) -> float:
     for leaf, chosen in zip(leaves, jax.tree.leaves(prunable(params)), strict=True):
         if chosen:
             w = np.asarray(leaf.q if isinstance(leaf, Int8) else leaf)
-            zeros, size = zeros + w.size - np.count_nonzero(w), size + w.size
+            zeros, size = zeros + w.size - int(np.count_nonzero(w)), size + w.size
     return zeros / size if size else 0.0
 
 

@@ -1,0 +1,174 @@
+"""The whole road on a made-up language, through the verbs: pretrain, finetune, distill, prune, quantize, evaluate."""
+
+import contextlib
+import dataclasses
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from lsp import LspError, checkpoint, recipe
+from lsp.commands import distill, evaluate, finetune, inspect, predict, pretrain, prune, quantize
+from lsp.compress.prune import sparsity
+from lsp.console import Progress
+from lsp.model.int8 import Int8
+
+AUTO: tuple[tuple[str, ...], str] = ((), "")
+QUIET = Progress(quiet=True)
+MODEL = recipe.Model(layers=2, width=32, heads=2, max_length=32)
+TRAIN = recipe.Train(steps=40, batch_size=16, learning_rate=3e-3, log_every=10)
+ENCODER = recipe.Pretrain(
+    model=MODEL,
+    data=recipe.Text(vocab_size=320, sequence_length=32),
+    train=dataclasses.replace(TRAIN, steps=10, checkpoint_every=5),
+)
+CLASSIFIER = recipe.Finetune(train=TRAIN, data=recipe.Labelled(sequence_length=32))
+STUDENT = recipe.Distill(model=dataclasses.replace(MODEL, layers=1), train=TRAIN)
+PRUNED = recipe.Prune(train=dataclasses.replace(TRAIN, steps=20))
+
+
+def sentences(count: int, seed: int) -> Iterator[tuple[str, str]]:
+    """Sentences of two made-up classes that share most of their words."""
+    rng = np.random.default_rng(seed)
+    letters = np.random.default_rng(99).choice(list("abdegilmnoprstu"), (60, 5))
+    shared = ["".join(word) for word in letters]
+    own = {"calm": ["vela", "oru"], "wild": ["kraz", "tokk"]}
+    for _ in range(count):
+        name = str(rng.choice(list(own)))
+        words = [str(rng.choice(shared if rng.random() < 0.6 else own[name])) for _ in range(rng.integers(5, 12))]
+        yield " ".join([*words, str(rng.choice(own[name]))]), name
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with text, labels, and one run of every stage."""
+    top = tmp_path_factory.mktemp("road")
+    (top / "text.txt").write_text("\n\n".join(text for text, _ in sentences(1500, 0)))
+    for name, count, seed in (("train", 400, 1), ("dev", 100, 2)):
+        rows = [f"{text}\t{label}" for text, label in sentences(count, seed)]
+        (top / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    files = top / "train.tsv", top / "dev.tsv"
+    pretrain.run([str(top / "text.txt")], top / "encoder", ENCODER, None, None, [], False, QUIET)
+    finetune.run(str(top / "encoder"), *files, top / "classifier", CLASSIFIER, AUTO, None, False, QUIET)
+    distill.run(top / "classifier", top / "student", STUDENT, *files, AUTO, False, QUIET)
+    prune.run(top / "student", top / "pruned", PRUNED, *files, AUTO, False, QUIET)
+    quantize.run(top / "pruned", top / "int8", recipe.Quantize(), top / "dev.tsv", AUTO, False, QUIET)
+    return top
+
+
+def result(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_every_stage_learns_what_it_is_there_for(road: Path):
+    assert result(road / "encoder")["metrics"]["loss"] < np.log(320)
+    for stage in ("classifier", "student", "pruned", "int8"):
+        assert result(road / stage)["metrics"]["accuracy"] > 0.9, stage
+
+
+def test_compression_is_real(road: Path):
+    pruned, int8 = checkpoint.open(road / "pruned").params, checkpoint.open(road / "int8").params
+    assert sparsity(pruned) == pytest.approx(0.5, abs=1e-3)
+    assert sparsity(int8) >= sparsity(pruned), "int8 keeps the zeros"
+    kernel = int8["layers"][0]["attention"]["qkv"]["kernel"]
+    assert isinstance(kernel, Int8)
+    assert kernel.q.dtype == np.int8
+    for stage in ("student", "pruned", "int8"):
+        found = result(road / stage)
+        assert found["after"]["bytes"] == found["bytes"] < found["before"]["bytes"], stage
+
+
+def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
+    files = road / "train.tsv", road / "dev.tsv"
+    quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, False, QUIET)
+    prune.run(tmp_path / "int8", tmp_path / "pruned", PRUNED, *files, AUTO, False, QUIET)
+    params = checkpoint.open(tmp_path / "pruned").params
+    assert isinstance(params["layers"][0]["feedforward"]["down"]["kernel"], Int8), "int8 in, int8 out"
+    assert sparsity(params) >= 0.5
+    distill.run(tmp_path / "pruned", tmp_path / "student", STUDENT, *files, AUTO, False, QUIET)
+    stages = [each["stage"] for each in checkpoint.open(tmp_path / "student").manifest["compression"]]
+    assert stages == ["quantize", "prune", "distill"]
+    assert result(tmp_path / "student")["metrics"]["accuracy"] > 0.8
+
+
+def test_every_small_model_can_name_what_it_came_from(road: Path):
+    for child, parent in (("classifier", "encoder"), ("student", "classifier"), ("int8", "pruned")):
+        assert checkpoint.open(road / child).manifest["parents"] == [checkpoint.open(road / parent).manifest["self"]]
+    assert inspect.run(road / "int8")["stage"] == "quantize"
+
+
+def test_a_finished_run_does_nothing_again(road: Path):
+    before = {path: path.read_bytes() for path in (road / "encoder").rglob("*") if path.is_file()}
+    again = pretrain.run([str(road / "text.txt")], road / "encoder", ENCODER, None, None, [], False, QUIET)
+    assert again["status"] == "already complete"
+    assert before == {path: path.read_bytes() for path in (road / "encoder").rglob("*") if path.is_file()}
+    other = dataclasses.replace(ENCODER, train=dataclasses.replace(ENCODER.train, steps=11))
+    with pytest.raises(LspError, match=r"train\.steps"):
+        pretrain.run([str(road / "text.txt")], road / "encoder", other, None, None, [], False, QUIET)
+
+
+def test_evaluate_gates_and_predict_agree(road: Path):
+    found = evaluate.run(road / "int8", road / "dev.tsv", AUTO, ["accuracy=0.5", "f1=1.1"], QUIET)
+    assert [gate["passed"] for gate in found["gates"]] == [True, False]
+    output = io.StringIO()
+    predict.run(road / "int8", str(road / "dev.tsv"), AUTO, output, True, QUIET)
+    rows = [json.loads(line) for line in output.getvalue().splitlines()]
+    labels = [line.split("\t")[1] for line in (road / "dev.tsv").read_text().splitlines()[1:]]
+    right = [row["label"] == label for row, label in zip(rows, labels, strict=True)]
+    assert np.mean(right) == pytest.approx(found["metrics"]["accuracy"])
+    with pytest.raises(LspError, match="no such metric") as caught:
+        evaluate.run(road / "int8", road / "dev.tsv", AUTO, ["acuracy=0.5"], QUIET)
+    assert "'accuracy'" in caught.value.message
+
+
+@pytest.mark.parametrize("stage", ["classifier", "int8"])
+def test_an_answer_does_not_depend_on_its_batch(road: Path, tmp_path: Path, stage: str):
+    lines = [line.split("\t")[0] for line in (road / "dev.tsv").read_text().splitlines()[1:6]]
+    answers = []
+    for texts in (lines, lines[2:3], [*lines[2:3], "ma " * 25]):
+        (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+        output = io.StringIO()
+        predict.run(road / stage, str(tmp_path / "in.txt"), AUTO, output, True, QUIET)
+        answers.append(json.loads(output.getvalue().splitlines()[2 if texts is lines else 0])["probabilities"])
+    assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+    assert answers[0] == pytest.approx(answers[2], abs=1e-5)
+
+
+def test_an_encoder_guesses_masked_words(road: Path, tmp_path: Path):
+    (tmp_path / "in.txt").write_text("lo [MASK] ri [MASK]\n")
+    output = io.StringIO()
+    predict.run(road / "encoder", str(tmp_path / "in.txt"), AUTO, output, True, QUIET)
+    row = json.loads(output.getvalue())
+    assert len(row["guesses"]) == 2
+    assert all(len(mask) == 5 and sum(mask.values()) <= 1 for mask in row["guesses"])
+
+
+class Killed(Exception):
+    """Stands for a process that ends between two steps."""
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from lsp.train import loop
+
+    calls = iter(range(100))
+
+    def dying(self: Any, *arguments: Any) -> Any:
+        if next(calls) == 7:
+            raise Killed
+        return whole(self, *arguments)
+
+    whole = loop.Compiled.__call__
+    monkeypatch.setattr(loop.Compiled, "__call__", dying)
+    out = tmp_path / "encoder"
+    with contextlib.suppress(Killed):
+        pretrain.run([str(road / "text.txt")], out, ENCODER, None, None, [], False, QUIET)
+    assert (out / "train" / "00000005").is_dir()
+    assert not (out / "manifest.json").exists()
+    pretrain.run([str(road / "text.txt")], out, ENCODER, None, None, [], False, QUIET)
+    assert next(calls) == 8 + 5, "five steps were left to do"
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.open(out).params, checkpoint.open(road / "encoder").params)
