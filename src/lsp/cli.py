@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from lsp import Exit, LspError, Stopped, __version__, console, interrupt, recipe
+from lsp.allocator import keep_freed_memory
 from lsp.arguments import (
     BudgetOpt,
     DevOpt,
@@ -448,6 +449,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+    keep_freed_memory()
     try:
         with interrupt.listening():
             return int(typer.main.get_command(app).main(words, prog_name="lsp", standalone_mode=False) or 0)

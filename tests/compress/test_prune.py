@@ -19,7 +19,7 @@ Draw = Callable[[ModelConfig, int], dict]
 
 @pytest.fixture
 def params(draw: Draw) -> dict:
-    return draw(ModelConfig("bert", 300, 16, (Layer(2, 8, 24), Layer(1, 8, 40)), max_length=32), 0)
+    return draw(ModelConfig("bert", 300, 16, (Layer(2, 8, 24),), max_length=32), 0)
 
 
 def chosen(params: dict) -> np.ndarray:

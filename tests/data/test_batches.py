@@ -188,7 +188,7 @@ def test_in_order_gives_every_example_once_shortest_first(words: Tokenizer) -> N
 
 def test_widths_are_few_and_hold_what_they_must() -> None:
     widths = [width_for(length) for length in range(1, 513)]
-    assert sorted(set(widths)) == [16, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert sorted(set(widths)) == [16, 32, 64, 96, 128, 192, 256, 384, 512]
     assert all(width >= length for length, width in enumerate(widths, 1))
 
 

@@ -17,7 +17,7 @@ from lsp.data import baselines, docstrings
 ENCODER = recipes.Pretrain(
     model=recipes.Model(layers=4, width=128, heads=4, max_length=128),
     data=recipes.Text(vocab_size=4096, sequence_length=128),
-    train=recipes.Train(steps=600, batch_size=32, learning_rate=2e-3, log_every=50),
+    train=recipes.Train(steps=400, batch_size=32, learning_rate=3e-3, log_every=50),
 )
 CLASSIFIER = recipes.Finetune(train=recipes.Train(epochs=4.0, learning_rate=5e-4, beta2=0.999))
 STUDENT = recipes.Distill(

@@ -110,7 +110,7 @@ class Examples:
     def batch(self, chosen: np.ndarray, batch_size: int) -> Batch:
         """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B].
 
-        T is the first of 16, 32, 48, 64, 96, 128, 192, … that holds the longest of them. Missing rows weigh 0.
+        T is the first of 16, 32, 64, 96, 128, 192, … that holds the longest of them. Missing rows weigh 0.
         """
         tokens = np.full((batch_size, min(width_for(self.lengths[chosen].max()), self.sequence_length)), PAD, np.int32)
         types = np.zeros_like(tokens)
@@ -166,9 +166,9 @@ def read_ahead(dataset: "MapDataset", start: int, stop: int) -> Iterator[Any]:
 
 
 def width_for(length: int) -> int:
-    """The smallest of 16, 32, 48, 64, 96, 128, 192, 256, 384, … that holds `length`: few shapes to compile for."""
+    """The smallest of 16, 32, 64, 96, 128, 192, 256, 384, … that holds `length`: few shapes to compile for."""
     power = 1 << max(4, (int(length) - 1).bit_length())
-    return power * 3 // 4 if power > 32 and length <= power * 3 // 4 else power
+    return power * 3 // 4 if power > 64 and length <= power * 3 // 4 else power
 
 
 def _masked(

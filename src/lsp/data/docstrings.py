@@ -36,7 +36,7 @@ MOST = 1200  # examples of a class; more would only make the demo slower
 DEV_SHARE = 5  # one docstring in five is held out
 
 SHORTEST = 40  # characters; below that a docstring is a label rather than a sentence
-LONGEST_EXAMPLE = 600  # characters; longer ones are cut at a word
+LONGEST_EXAMPLE = 300  # characters; longer ones are cut at a word
 LONGEST_DOCUMENT = 10_000
 LARGEST_FILE = 500_000  # bytes; larger ones are tables and generated code
 LARGEST_SOURCE = 60_000_000  # bytes of source in all: about ten seconds, however much is installed
