@@ -17,12 +17,12 @@ from lsp.data import baselines, docstrings
 ENCODER = recipes.Pretrain(
     model=recipes.Model(layers=4, width=128, heads=4, max_length=128),
     data=recipes.Text(vocab_size=4096, sequence_length=128),
-    train=recipes.Train(steps=400, batch_size=32, learning_rate=3e-3, log_every=50),
+    train=recipes.Train(steps=500, batch_size=32, learning_rate=3e-3, log_every=50),
 )
-CLASSIFIER = recipes.Finetune(train=recipes.Train(epochs=4.0, learning_rate=5e-4, beta2=0.999))
+CLASSIFIER = recipes.Finetune(train=recipes.Train(epochs=3.0, learning_rate=2e-3, weight_decay=0.1, beta2=0.999))
 STUDENT = recipes.Distill(
     model=recipes.Model(layers=2, width=128, heads=4, max_length=128),
-    train=recipes.Train(epochs=4.0, learning_rate=5e-4, beta2=0.999),
+    train=recipes.Train(epochs=3.0, learning_rate=1e-3, beta2=0.999),
 )
 PRUNED = recipes.Prune(train=recipes.Train(epochs=2.0, learning_rate=3e-4, beta2=0.999))
 INT8 = recipes.Quantize()
