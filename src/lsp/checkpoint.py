@@ -44,7 +44,7 @@ class Checkpoint:
 
     def size(self) -> dict[str, int]:
         """Bytes needed to use the model (params/ and tokenizer/) and its parameters."""
-        return {"bytes": _used(self.path), "parameters": count(self.params)}
+        return {"parameters": count(self.params), "bytes": _used(self.path)}
 
     def expect(self, head: HeadKind) -> "Checkpoint":
         """Itself, if its model has this head. Raises LspError (exit 2)."""
@@ -103,7 +103,7 @@ def finish(
     """
     save_params(run.path / "params", params)
     tokenizer.save(run.path / "tokenizer")
-    size = {"bytes": _used(run.path), "parameters": count(params)}
+    size = {"parameters": count(params), "bytes": _used(run.path)}
     if "after" in result:  # a compress stage compares itself with what it came from
         result = result | {"after": size | result["after"]}
     first = {"command": run.command, "out": str(run.path), "status": "complete", "step": step, "metrics": metrics}
