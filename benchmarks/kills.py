@@ -21,7 +21,7 @@ import numpy as np
 
 from lsp import checkpoint
 
-WORDS = "bark moss fern stone river lantern ember willow harbor meadow copper violet thunder saffron"
+LETTERS = "abdegilmnoprstu"
 
 
 def main() -> int:
@@ -33,7 +33,8 @@ def main() -> int:
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
-        lines = (" ".join(chance.choices(WORDS.split(" "), k=chance.randint(5, 40))) for _ in range(4000))
+        words = ["".join(chance.choices(LETTERS, k=chance.randint(3, 9))) for _ in range(300)]
+        lines = (" ".join(chance.choices(words, k=chance.randint(5, 40))) for _ in range(4000))
         (top / "text.txt").write_text("\n\n".join(lines))
         finish(start(top, "whole"))  # fills the compile cache
         began = time.monotonic()
@@ -61,11 +62,9 @@ def start(top: Path, name: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*map(str, command), *changes], stdout=subprocess.DEVNULL)
 
 
-def kill(
-    run: subprocess.Popen[bytes], out: Path, in_a_save: bool, usual: float, chance: random.Random
-) -> tuple[int, int]:
-    """Kills at a random moment; with `in_a_save` when next a save is seen. Says if it lived, and if a save was on."""
-    wait_until = time.monotonic() + chance.uniform(0, usual)
+def kill(run: subprocess.Popen[bytes], out: Path, in_a_save: bool, wait: float) -> tuple[int, int]:
+    """Kills after `wait` seconds; with `in_a_save` when next a save is seen. Says if it lived, and if a save was on."""
+    wait_until = time.monotonic() + wait
     while run.poll() is None and time.monotonic() < wait_until:
         time.sleep(0.002)
     while in_a_save and run.poll() is None and not list(out.glob("train/tmp.*")):
