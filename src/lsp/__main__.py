@@ -1,7 +1,5 @@
-"""`python -m lsp` is `lsp`."""
+"""`python -m lsp`."""
 
-import sys
+from lsp.cli import run
 
-from lsp.cli import main
-
-sys.exit(main())
+run()

@@ -2,7 +2,8 @@
 
 The handler sets a flag. Where nothing unsaved exists (reading, tokenizing, compiling, the final report) it also ends
 the phase at once by raising `Stopped`; inside `holding()` the work polls `check()` between its own units, saves, and
-lets `Stopped` out. A second signal does not wait for the current unit.
+lets `Stopped` out. A second signal does not wait for the current unit. Nothing is ever raised into an import: native
+modules crash when their start is cut short, so a timer asks again until it is over.
 """
 
 import signal
@@ -26,9 +27,11 @@ def listening() -> Iterator[None]:
     global _code
     _code = None
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _ask_again)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -75,4 +78,22 @@ def _handle(number: int, frame: FrameType | None) -> None:
     global _code
     again, _code = _code is not None, Exit.STOPPED if number == signal.SIGTERM else Exit.INTERRUPTED
     if again or not _held:
-        raise Stopped(_code)
+        _stop(frame)
+
+
+def _ask_again(number: int, frame: FrameType | None) -> None:
+    if _code is not None and not _held:
+        _stop(frame)
+
+
+def _stop(frame: FrameType | None) -> None:
+    if _importing(frame):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    else:
+        raise Stopped(_code or Exit.STOPPED)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None

@@ -133,7 +133,7 @@ def _train(
             if done > saved:
                 log.settle()
                 steps.save(done, state)
-            progress.say(f"stopping: step {done} is saved")
+            progress.say(f"stopping after step {done}")
             raise
         finally:
             steps.wait()
