@@ -161,6 +161,8 @@ def _make(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except (NotADirectoryError, FileExistsError):
         raise LspError(f"--out {out} can't be made: a part of it is a file.", hint="Give another --out.") from None
+    except FileNotFoundError:  # /proc and its like
+        raise LspError(f"--out {out} can't be made there.", hint="Give another --out.") from None
 
 
 def _remove(path: Path) -> None:

@@ -25,13 +25,13 @@ _held = False
 def listening() -> Iterator[None]:
     """Installs the handlers for the length of a command, and puts the old ones back."""
     global _code
-    _code = None
     before = {number: signal.signal(number, _handle) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _ask_again)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        _code = None
         for number, handler in before.items():
             signal.signal(number, handler)
 
