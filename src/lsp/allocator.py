@@ -2,7 +2,8 @@
 
 A step's temporaries (hundreds of MB) are above glibc's mmap threshold, and threads other than the first take whatever
 does not fit an arena of 64 MB from mmap too. So each step maps, page-faults and unmaps them: 80,000 faults and a third
-of the time of a training step at 4×128 (benchmarks/train_step.py times 4×256 both ways). In one heap that is kept they are touched once.
+of the time of a training step at 4×128. In one heap that is kept they are touched once. benchmarks/train_step.py times
+both ways at 4×256.
 """
 
 import ctypes
