@@ -188,7 +188,9 @@ class Model(nnx.Module):
 
     def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
         """Logits over the vocabulary [B, K, V], fp32, at the given positions only."""
-        hidden_BKD = jnp.take_along_axis(hidden_BTD, slots_BK[:, :, None], axis=1)
+        # A product with one-hot rows is exact, and so is its gradient, which is a product too and no scatter.
+        onehot_BKT = jax.nn.one_hot(slots_BK, hidden_BTD.shape[1], dtype=hidden_BTD.dtype)
+        hidden_BKD = jnp.einsum("bkt,btd->bkd", onehot_BKT, hidden_BTD)
         return self.words(hidden_BKD, self.embeddings.tokens.table.get_value())
 
     def classify(

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lsp.model.encoder import Model
 from lsp.train.metrics import Mean
@@ -39,7 +38,39 @@ def classification(model: Model, frozen: Any, batch: Batch, key: jax.Array | Non
 
 def scored(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, dict[str, Mean]]:
     """Weighted cross-entropy in nats and accuracy, over any number of leading dimensions."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    right = (logits.argmax(-1) == targets).astype(jnp.float32)
+    loss, best = cross_entropy(logits, targets)
+    right = (best == targets).astype(jnp.float32)
     count = weights.sum()
     return Mean((loss * weights).sum(), count), {"accuracy": Mean((right * weights).sum(), count)}
+
+
+@jax.custom_vjp
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """-log softmax(logits)[target], fp32 [...], and the first of the largest logits, int32 [...], of logits [..., V].
+
+    Its gradient is written out, softmax(logits) - onehot(target), as one pass over the logits: the one that JAX derives
+    scatters into a copy of them. The largest is found by two plain reductions, which vectorise where argmax does not.
+    """
+    return _cross_entropy_forward(logits, targets)[0]
+
+
+def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> Any:
+    largest = logits.max(-1, keepdims=True)
+    normalizer = jnp.log(jnp.exp(logits - largest).sum(-1, keepdims=True)) + largest
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    size = logits.shape[-1]
+    best = jnp.where(logits == largest, _numbers(logits), size).min(-1)
+    return ((normalizer - picked)[..., 0], best), (logits, targets, normalizer)
+
+
+def _cross_entropy_backward(kept: Any, gradient: Any) -> tuple[jax.Array, None]:
+    logits, targets, normalizer = kept
+    onehot = _numbers(logits) == targets[..., None]
+    return (jnp.exp(logits - normalizer) - onehot.astype(logits.dtype)) * gradient[0][..., None], None
+
+
+def _numbers(logits: jax.Array) -> jax.Array:
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
