@@ -84,6 +84,22 @@ def test_a_table_is_multiplied_along_its_rows_and_looked_up() -> None:
     np.testing.assert_array_equal(take(table, ids), table[np.asarray(ids)])
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("sizes", [(24, 8), (8, 24)])
+def test_the_gradient_of_a_float_product_is_the_derived_one(sizes: tuple[int, int], transpose: bool) -> None:
+    x, w, weights = normal(2, 5, sizes[0]), normal(*sizes), normal(2, 5, sizes[1])
+    w = w.T if transpose else w
+
+    def ours(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (matmul(x, w, transpose=transpose) * weights).sum()
+
+    def plain(x: jax.Array, w: jax.Array) -> jax.Array:
+        return (x @ (w.T if transpose else w) * weights).sum()
+
+    for found, expected in zip(jax.grad(ours, (0, 1))(x, w), jax.grad(plain, (0, 1))(x, w), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_scales_on_the_summed_axis_are_refused() -> None:
     x = jnp.ones((2, 8))
     with pytest.raises(ValueError, match="sums over"):

@@ -11,7 +11,7 @@ from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
 from lsp.train import optimizer
 from lsp.train.metrics import classification, value
-from lsp.train.objectives import Objective, masked_lm
+from lsp.train.objectives import Objective, cross_entropy, masked_lm
 from lsp.train.step import TrainState, make_train_step
 
 TRAIN = recipe.Train(steps=100, learning_rate=1e-2, warmup=0.1)
@@ -47,6 +47,23 @@ def test_micro_batches_of_unequal_weight_make_the_same_step(config: ModelConfig)
     # The first moments are the gradients; Adam's first update is only their sign, which hides errors.
     for a, b in zip(jax.tree.leaves(whole.opt_state[1].mu), jax.tree.leaves(parts.opt_state[1].mu), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_written_out_cross_entropy_is_the_derived_one():
+    rng = np.random.default_rng(0)
+    logits = (5 * rng.standard_normal((3, 4, 50))).astype(np.float32)
+    logits[0, 0, 7] = logits[0, 0, 9] = 40.0  # of equal ones the first is the answer
+    targets, weights = rng.integers(0, 50, (3, 4), np.int32), rng.random((3, 4)).astype(np.float32)
+
+    def plain(logits: jax.Array) -> jax.Array:
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, targets) * weights).sum()
+
+    def ours(logits: jax.Array) -> jax.Array:
+        return (cross_entropy(logits, targets)[0] * weights).sum()
+
+    for found, expected in zip(jax.value_and_grad(ours)(logits), jax.value_and_grad(plain)(logits), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(cross_entropy(logits, targets)[1], logits.argmax(-1))
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(config: ModelConfig):

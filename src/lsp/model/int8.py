@@ -2,7 +2,7 @@
 
 A weight is symmetric int8 with one float32 scale for each output channel (a kernel's column, a table's row). An
 activation is quantised when it meets such a weight: one scale for each token, so what a row becomes depends on no other
-row, alone, in a batch or padded (DESIGN.md, invariant 4). The products are summed exactly in int32.
+row, alone, in a batch or padded. The products are summed exactly in int32.
 
 On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
 128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
@@ -118,9 +118,7 @@ def _product_forward(x: jax.Array, w: jax.Array, transpose: bool) -> tuple[jax.A
     return _product(x, w, transpose), (x, w)
 
 
-def _product_backward(
-    transpose: bool, kept: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _product_backward(transpose: bool, kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = kept
     x_MK, dy_MN = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     x_first = x_MK.shape[1] <= dy_MN.shape[1]
