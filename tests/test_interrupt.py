@@ -44,6 +44,22 @@ def test_an_import_is_never_cut_short(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sys.modules["slow_module"].whole
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.STOPPED)])
+def test_a_signal_before_the_command_line_is_loaded_shows_no_traceback(number: int, code: Exit):
+    program = f"""
+import os, sys
+from lsp.__main__ import run
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "lsp.cli":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Finder())
+run()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (code, "Stopped before anything was begun.\n")
+
+
 def test_work_in_a_thread_is_left_when_a_signal_comes():
     assert interrupt.apart(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):

@@ -1,5 +1,41 @@
-"""`python -m lsp`."""
+"""The `lsp` command, also as `python -m lsp`: from the first line to the exit code.
 
-from lsp.cli import run
+Only what Python has loaded anyway is imported at the top, so that a Ctrl-C while the rest loads ends as any other does.
+"""
 
-run()
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+
+def run() -> NoReturn:
+    """Runs the command line and exits with its code.
+
+    A stopped command ends at once: a compilation left behind in its thread would abort an orderly exit.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from lsp.cli import main
+
+    code = main()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the work is done, and its exit code is known
+    if code in (75, 130):  # Exit.STOPPED and Exit.INTERRUPTED
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """A signal before the command has begun."""
+    os.write(2, b"Stopped before anything was begun.\n")
+    os._exit(130 if number == signal.SIGINT else 75)
+
+
+if __name__ == "__main__":
+    run()

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -438,18 +438,6 @@ def report(made: dict[str, Any], as_json: bool) -> int:
 
 
 # --- the one place where failures become a sentence and a code ------------------------------------------------------
-
-
-def run() -> NoReturn:
-    """The `lsp` command. A stopped one ends at once: a compilation left behind in its thread would abort an orderly
-    exit."""
-    code = main()
-    if code in (Exit.STOPPED, Exit.INTERRUPTED):
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
