@@ -183,11 +183,21 @@ def test_a_killed_packing_leaves_no_rows_and_can_be_done_again(words: Tokenizer,
     assert Rows.open(tmp_path).counts.documents == 50
 
 
-def test_no_text_is_said_so(words: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(LspError, match="no text") as error:
-        shards.pack(["\u200b"], words, tmp_path, T)
+@pytest.mark.parametrize("given", [True, False])
+def test_no_text_is_said_so_and_where(words: Tokenizer, tmp_path: Path, given: bool) -> None:
+    words.save(tmp_path / "words" / "tokenizer")
+    (tmp_path / "empty.txt").write_text("\u200b\n\n" if given else "\n\n", "utf-8")  # the first encodes to nothing
+    with pytest.raises(LspError, match="no text in .*empty.txt") as error:
+        shards.prepare(
+            [str(tmp_path / "empty.txt")],
+            tmp_path / "out",
+            recipe.Text(sequence_length=T),
+            tmp_path / "words" if given else None,
+            0,
+            Progress(True),
+        )
     assert error.value.code == Exit.DATA
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out" / "rows").exists()
 
 
 def test_preparing_again_changes_nothing_and_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:

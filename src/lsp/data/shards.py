@@ -72,6 +72,8 @@ def prepare(
     else:
         with progress.task("sampling text (MB)", stored) as task:
             lines = sample(read(lambda done: task.update(done / 1e6)), data.vocab_size, seed)
+        if not lines:
+            raise _nothing(files)
         progress.say(
             f"training a tokenizer of {data.vocab_size} pieces on {sum(map(len, lines)) / 1e6:.1f} M characters"
         )
@@ -80,7 +82,10 @@ def prepare(
         )
         words.save(path / "tokenizer")
     with progress.task("tokenizing and packing (MB)", stored) as task:
-        return pack(read(lambda done: task.update(done / 1e6)), words, path, data.sequence_length)
+        counts = pack(read(lambda done: task.update(done / 1e6)), words, path, data.sequence_length)
+    if not counts.rows:
+        raise _nothing(files)
+    return counts
 
 
 def prepared(paths: Sequence[str]) -> str:
@@ -107,7 +112,7 @@ def prepared(paths: Sequence[str]) -> str:
 def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_length: int) -> Counts:
     """Writes `path/rows`: documents as `[CLS] text [SEP]`, long ones in several pieces, padding only where none fits.
 
-    Raises LspError (exit 3) when there is no text at all.
+    Without any text there are no rows, and nothing is written.
     """
     temporary = path / "rows.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -119,7 +124,7 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_le
         counts = writer.close()
     if not counts.rows:
         shutil.rmtree(temporary)
-        raise LspError("The input holds no text.", hint="Give files with text in them.", code=Exit.DATA)
+        return counts
     manifest.sync(temporary)
     os.rename(temporary, path / "rows")
     manifest.sync(path)
@@ -293,6 +298,11 @@ class _Shard:
         self.sequence_length, self.vocab_size, self.tokenizer = length, vocabulary, tokenizer.hex()
         self.counts = Counts(rows, rows * length, useful, documents, bytes_in)
         self.tokens = np.memmap(file, f"<u{itemsize}", "r", HEADER_BYTES, (rows, length))
+
+
+def _nothing(files: Sequence[str]) -> LspError:
+    named = ", ".join(map(text.title, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return LspError(f"There is no text in {named}.", hint="Give files with text in them.", code=Exit.DATA)
 
 
 def _name(index: int) -> str:
