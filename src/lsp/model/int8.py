@@ -106,10 +106,10 @@ def present(params: Any) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, w: jax.Array, transpose: bool) -> jax.Array:
-    """`x @ w` of floats, with a gradient that XLA's CPU computes in its fast kernels.
+    """`x @ w` of floats, with the weight's gradient as one product over the rows of x and dy as they lie in memory.
 
-    Those want the left side of a product row by row, so of x and dy one must be transposed. XLA would take dy, and
-    compute anew, column by column, all that made it; here the narrower one is, behind a barrier so that it stays so.
+    They must be matrices for that: of the form that JAX derives, XLA's CPU transposes dy first, and computes anew,
+    column by column, all that made it, which takes a third of a training step.
     """
     return x @ (w.T if transpose else w)
 
@@ -121,10 +121,8 @@ def _product_forward(x: jax.Array, w: jax.Array, transpose: bool) -> tuple[jax.A
 def _product_backward(transpose: bool, kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = kept
     x_MK, dy_MN = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    x_first = x_MK.shape[1] <= dy_MN.shape[1]
-    narrow, wide = (x_MK, dy_MN) if x_first else (dy_MN, x_MK)
-    dw = lax.optimization_barrier(narrow.T) @ wide  # [K, N], or [N, K] with dy first
-    return dy @ (w if transpose else w.T), dw if x_first != transpose else dw.T
+    left, right = (dy_MN, x_MK) if transpose else (x_MK, dy_MN)
+    return dy @ (w if transpose else w.T), lax.dot_general(left, right, (((0,), (0,)), ((), ())))
 
 
 _product.defvjp(_product_forward, _product_backward)
