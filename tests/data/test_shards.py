@@ -187,7 +187,7 @@ def test_a_killed_packing_leaves_no_rows_and_can_be_done_again(words: Tokenizer,
 def test_no_text_is_said_so_and_where(words: Tokenizer, tmp_path: Path, given: bool) -> None:
     words.save(tmp_path / "words" / "tokenizer")
     (tmp_path / "empty.txt").write_text("\u200b\n\n" if given else "\n\n", "utf-8")  # the first encodes to nothing
-    with pytest.raises(LspError, match="no text in .*empty.txt") as error:
+    with pytest.raises(LspError, match=r"no text in .*empty\.txt") as error:
         shards.prepare(
             [str(tmp_path / "empty.txt")],
             tmp_path / "out",
