@@ -1,6 +1,6 @@
 """The `lsp` command, also as `python -m lsp`: from the first line to the exit code.
 
-Only what Python has loaded anyway is imported at the top, so that a Ctrl-C while the rest loads ends as any other does.
+Nothing slow is imported at the top, so that a Ctrl-C while the rest loads ends as any other does.
 """
 
 import os
@@ -9,6 +9,8 @@ import sys
 from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
+
+from lsp import Exit
 
 
 def run() -> NoReturn:
@@ -23,7 +25,7 @@ def run() -> NoReturn:
     code = main()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the work is done, and its exit code is known
-    if code in (75, 130):  # Exit.STOPPED and Exit.INTERRUPTED
+    if code in (Exit.STOPPED, Exit.INTERRUPTED):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -34,7 +36,7 @@ def run() -> NoReturn:
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     """A signal before the command has begun."""
     os.write(2, b"Stopped before anything was begun.\n")
-    os._exit(130 if number == signal.SIGINT else 75)
+    os._exit(Exit.INTERRUPTED if number == signal.SIGINT else Exit.STOPPED)
 
 
 if __name__ == "__main__":
