@@ -75,13 +75,13 @@ def training(config: ModelConfig) -> tuple[Any, str]:
         "targets": rng.integers(5, VOCABULARY, (ROWS, SLOTS), np.int32),
         "weights": np.ones((ROWS, SLOTS), np.float32),
     }
-    tx, params = optimizer.adamw(recipe.Train(steps=1000)), initialise(config, 0)
+    tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     states = [TrainState(jnp.int32(0), params, tx.init(params))]
     step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
-    compiled = step.lower(states[0], None, batch, np.int32(0)).compile()
+    compiled = step.lower(states[0], None, batch, np.int32(0), np.float32(0.5)).compile()
 
     def run() -> None:
-        state, _ = compiled(states.pop(), None, batch, np.int32(0))
+        state, _ = compiled(states.pop(), None, batch, np.int32(0), np.float32(0.5))
         states.append(jax.block_until_ready(state))
 
     return run, compiled.as_text()

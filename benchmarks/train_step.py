@@ -42,14 +42,14 @@ def main() -> None:
         "targets": rng.integers(5, 8192, (rows, slots), np.int32),
         "weights": np.ones((rows, slots), np.float32),
     }
-    tx, params = optimizer.adamw(recipe.Train(steps=1000)), initialise(config, 0)
+    tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     state = TrainState(jnp.int32(0), params, tx.init(params))
     step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
-    compiled = step.lower(state, None, batch, np.int32(0)).compile()
+    compiled = step.lower(state, None, batch, np.int32(0), np.float32(0.5)).compile()
     seconds = []
     for index in range(options.repeats):
         began = time.perf_counter()
-        state, metrics = compiled(state, None, batch, np.int32(index))
+        state, metrics = compiled(state, None, batch, np.int32(index), np.float32(0.5))
         float(metrics["loss"].total)
         seconds.append(time.perf_counter() - began)
     report = {"preset": options.preset, "plain_malloc": options.plain_malloc, "repeats": options.repeats}

@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -199,19 +198,6 @@ def test_lengths_of_time() -> None:
     assert [arguments.parse_duration(text) for text in ("", "90", "90s", "30m", "1h30m", "1.5h", "2d")] == [
         *(0, 90, 90, 1800, 5400, 5400, 172800),
     ]
-
-
-def test_a_budget_ends_as_a_scheduler_would_end_it() -> None:
-    heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        with arguments.time_limit(0.01):
-            signal.sigtimedwait([], 0.5)
-        with arguments.time_limit(0):
-            signal.sigtimedwait([], 0.05)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,7 @@
 
 import os
 import re
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +46,8 @@ LabelColumnOpt = Annotated[
     str, typer.Option("--label-column", metavar="NAME", help="Column with the label.", show_default=False)
 ]
 BudgetOpt = Annotated[
-    str, typer.Option("--budget", metavar="TIME", help="Save and stop after 90s, 30m, 2h; run again to continue.")
+    str,
+    typer.Option("--budget", metavar="TIME", help="Train for 90s, 30m or 2h: the learning rate lands then."),
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier lsp run left in --out.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
@@ -98,16 +96,3 @@ def parse_duration(text: str) -> float:
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])*|\d+", text.strip()):
         raise LspError(f"--budget {text} is not a length of time.", hint="Write it as in --budget 30m, 90s or 1h30m.")
     return sum(float(count) * units[unit] for count, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms]?)", text))
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """After `seconds` (0: never) the process is asked to stop as a scheduler would ask it, with SIGTERM."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    if seconds:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

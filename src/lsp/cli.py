@@ -40,7 +40,6 @@ from lsp.arguments import (
     need,
     parse_duration,
     spread,
-    time_limit,
 )
 from lsp.failures import explain
 
@@ -153,15 +152,16 @@ def pretrain(
     Train an encoder on raw text by guessing masked words. The same command
     continues a run that was stopped.
     """
-    plan = recipe.load(recipe.Pretrain, recipe_file, changes)
+    seconds = parse_duration(budget)
+    # The default number of steps gives way to a budget; one that was asked for does not.
+    plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
     need(*data, *valid, code=Exit.DATA)
     need(begin, tokenizer)
     apart(out, begin)
-    seconds = parse_duration(budget)
     from lsp.commands import pretrain as verb
 
-    with time_limit(seconds):
-        made = verb.run(data, out, plan, tokenizer, begin, valid, overwrite=overwrite, progress=console.Progress(quiet))
+    progress = console.Progress(quiet)
+    made = verb.run(data, out, plan, tokenizer, begin, valid, budget=seconds, overwrite=overwrite, progress=progress)
     return report(made, as_json)
 
 
@@ -205,10 +205,10 @@ def finetune(
     seconds = parse_duration(budget)
     from lsp.commands import finetune as verb
 
-    with time_limit(seconds):
-        made = verb.run(
-            begin, train, dev, out, plan, columns, tokenizer, overwrite=overwrite, progress=console.Progress(quiet)
-        )
+    progress = console.Progress(quiet)
+    made = verb.run(
+        begin, train, dev, out, plan, columns, tokenizer, budget=seconds, overwrite=overwrite, progress=progress
+    )
     return report(made, as_json)
 
 
@@ -277,8 +277,8 @@ def prune(
     seconds = parse_duration(budget)
     from lsp.commands import prune as verb
 
-    with time_limit(seconds):
-        made = verb.run(begin, out, plan, train, dev, columns, overwrite=overwrite, progress=console.Progress(quiet))
+    progress = console.Progress(quiet)
+    made = verb.run(begin, out, plan, train, dev, columns, budget=seconds, overwrite=overwrite, progress=progress)
     return report(made, as_json)
 
 
@@ -313,8 +313,8 @@ def distill(
     seconds = parse_duration(budget)
     from lsp.commands import distill as verb
 
-    with time_limit(seconds):
-        made = verb.run(begin, out, plan, train, dev, columns, overwrite=overwrite, progress=console.Progress(quiet))
+    progress = console.Progress(quiet)
+    made = verb.run(begin, out, plan, train, dev, columns, budget=seconds, overwrite=overwrite, progress=progress)
     return report(made, as_json)
 
 

@@ -60,11 +60,14 @@ class Train:
     accumulate: int = key(1, "parts that a batch is cut into, one after the other, to save memory")
     learning_rate: float = key(1e-3, "peak learning rate")
     warmup: float = key(0.06, "share of the steps over which the learning rate rises from 0")
-    schedule: Literal["linear", "cosine"] = key("linear", "how the learning rate falls to 0 after the warm-up")
-    optimizer: Literal["adamw"] = key("adamw", "AdamW with decoupled weight decay")
-    weight_decay: float = key(0.01, "decay of matrices a step, times the learning rate; biases and norms have none")
-    beta1: float = key(0.9, "AdamW's average of gradients")
-    beta2: float = key(0.98, "AdamW's average of squared gradients")
+    schedule: Literal["linear", "cosine", "inverse_sqrt", "wsd"] = key("linear", "the learning rate after the warm-up: falls to 0 on a line or a cosine, with the root of the steps, or (`wsd`) stays and falls over the last `decay`")
+    decay: float = key(0.2, "share of the steps over which `wsd` falls to 0")
+    optimizer: Literal["sgd", "adagrad", "adam", "adamw", "stableadamw", "lamb", "lion", "muon"] = key("adamw", "how gradients become updates; `muon` is for the layers' matrices and leaves the rest to AdamW")
+    weight_decay: float = key(0.01, "decay of matrices a step, times the learning rate; biases and norms have none. Part of the gradient with `sgd`, `adagrad` and `adam`")
+    beta1: float = key(0.9, "average of gradients; momentum for `sgd`")
+    beta2: float = key(0.98, "average of squared gradients; of gradients for `lion`")
+    layer_decay: float = key(1.0, "the learning rate of a layer is this times that of the layer above")
+    average: float = key(0.0, "share of the last steps whose weights are averaged into the finished model; 0 means the last weights alone")
     clip: float = key(1.0, "largest global gradient norm; 0 means no clipping")
     precision: Literal["fp32", "bf16"] = key("fp32", "type of the computation; master weights, softmax, norms and loss stay fp32")
     seed: int = key(0, "decides the start, the order, the masks and the dropout")
@@ -155,13 +158,16 @@ class Distill:
     mesh: Mesh = Mesh()
 
 
+ENDLESS = Pretrain(train=Train())  # no number of steps: a budget of time ends it
+
 STAGES = (Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "dropout", "warmup", "begin", "end", "hard"), lambda v: 0 <= v <= 1, "between 0 and 1"),
-    (("sparsity",), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("mask_rate", "dropout", "warmup", "begin", "end", "hard", "average"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("sparsity", "beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
     (("steps", "feedforward", "evaluate_every", "seed", "weight_decay", "clip"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs"), lambda v: v > 0, "more than 0"),
@@ -171,8 +177,10 @@ LIMITS = (
 )
 
 
-def load(stage: type[Stage], path: Path | None = None, changes: Sequence[str] = ()) -> Stage:
-    """The stage's recipe: its defaults, then the file, then `key=value` changes. Raises LspError (exit 2)."""
+def load(
+    stage: type[Stage], path: Path | None = None, changes: Sequence[str] = (), defaults: Stage | None = None
+) -> Stage:
+    """The stage's recipe: `defaults` (else its own), then the file, then `key=value` changes. Raises LspError (exit 2)."""
     table: dict[str, Any] = {}
     if path is not None:
         try:
@@ -181,7 +189,7 @@ def load(stage: type[Stage], path: Path | None = None, changes: Sequence[str] = 
             raise LspError(f"The recipe {path} can't be read: {error.strerror}.", hint="See recipes/ for examples.") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise LspError(f"The recipe {path} is not TOML: {error}.", hint="A recipe has [sections] and key = value lines.") from None
-    recipe = _replace(stage(), table, str(path), "")
+    recipe = _replace(defaults or stage(), table, str(path), "")
     for change in changes:
         dotted, equals, text = change.partition("=")
         if not equals:

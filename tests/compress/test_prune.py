@@ -12,7 +12,7 @@ from lsp import LspError, recipe
 from lsp.compress import prune
 from lsp.compress.quantize import quantize
 from lsp.model.config import Layer, ModelConfig
-from lsp.train.optimizer import adamw
+from lsp.train import optimizer
 
 Draw = Callable[[ModelConfig, int], dict]
 
@@ -45,7 +45,7 @@ def train(params: dict, tx: optax.GradientTransformation, steps: int) -> list[di
 
     def step(params: dict, state: optax.OptState, grads: dict) -> tuple[dict, optax.OptState]:
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = tx.update(grads, state, params)
+            updates, state = optax.with_extra_args_support(tx).update(grads, state, params, progress=jnp.float32(0.1))
         return optax.apply_updates(params, updates), state  # type: ignore[return-value]
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
@@ -94,7 +94,7 @@ def test_the_smallest_of_all_matrices_go_to_the_exact_number(kind: str) -> None:
 def test_gradual_pruning_under_adamw_equals_the_slow_version(params: dict) -> None:
     plan = recipe.Pruning(sparsity=0.5, begin=0.1, end=0.6, every=3)
     settings = recipe.Train(steps=20, learning_rate=1e-2, weight_decay=0.1, warmup=0.0)
-    history = train(params, adamw(settings, prune.gradual(plan, 20)), 20)
+    history = train(params, optimizer.make(settings, prune.gradual(plan, 20)), 20)
     number, wanted, dead = chosen(params).size, 0, np.zeros(chosen(params).size, bool)
     for step, weights in enumerate(chosen(each) for each in history):
         if step in {2, 5, 8, 11, 12}:
@@ -123,7 +123,7 @@ def test_a_pruned_model_keeps_its_zeros_and_biases_are_free(params: dict) -> Non
     kernel = params["layers"][0]["attention"]["qkv"]["kernel"]
     params["layers"][0]["attention"]["qkv"]["kernel"] = kernel.at[:8].set(0.0)
     before = prune.sparsity(params)
-    tx = adamw(recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.gradual(recipe.Pruning(0.01), 4))
+    tx = optimizer.make(recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.gradual(recipe.Pruning(0.01), 4))
     last = train(params, tx, 4)[-1]
     assert prune.sparsity(last) == before > 0.01
     assert not last["layers"][0]["attention"]["qkv"]["kernel"][:8].any()

@@ -15,7 +15,7 @@ SPLITS = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2), (8, 
 
 STEPS = """
 import json, sys
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import Mesh, AxisType
 from lsp import recipe
 from lsp.model.config import Layer, ModelConfig
@@ -31,7 +31,7 @@ batch = {
     "slots": rng.integers(0, 16, (8, 4), np.int32), "targets": rng.integers(5, 300, (8, 4), np.int32),
     "weights": (rng.random((8, 4)) < 0.7).astype(np.float32),
 }
-tx = optimizer.adamw(recipe.Train(steps=10, warmup=0.0))
+tx = optimizer.make(recipe.Train(steps=10, warmup=0.0))
 found = []
 for split in json.loads(sys.argv[1]):
     count = split[0] * split[1] * split[2]
@@ -44,9 +44,10 @@ for split in json.loads(sys.argv[1]):
         sent = meshes.send(batch, mesh)
         assert all(np.array_equal(sent[name], batch[name]) for name in batch)
         step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
-        state, metrics = step(state, None, sent, np.int32(0))
+        state, metrics = step(state, None, sent, np.int32(0), np.float32(0))
         kernel = state.params["layers"][0]["attention"]["qkv"]["kernel"]
-        moments = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state[1].mu)
+        mu = optax.tree.get(state.opt_state, "mu")
+        moments = {path[-1].key: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(mu)
                    if "qkv" in str(path)}
         found.append({
             "loss": float(metrics["loss"].total), "norm": float(metrics["gradient_norm"]),

@@ -10,6 +10,7 @@ from lsp.data import text
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
 from lsp.train import labelled
+from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
 from lsp.train.objectives import Objective
@@ -22,10 +23,13 @@ def run(
     train: Path,
     dev: Path,
     columns: labelled.Columns,
+    *,
+    budget: float = 0.0,
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
     """Writes the student to `out`, measured beside its teacher."""
+    clock = Clock(budget)
     inputs = {"train": text.digest([str(train)]), "dev": text.digest([str(dev)])}
     inputs["from"] = directory.identity(directory.read(start))
     with directory.claim(
@@ -45,7 +49,7 @@ def run(
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
         loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard)
-        plan = labelled.plan(config, params, Objective(loss, teacher.params), sets, steps, recipe.mesh)
+        plan = labelled.plan(config, params, Objective(loss, teacher.params), sets, steps, recipe.mesh, clock)
         fitted = fit(plan, held.path, progress)
         after = Classifier(config).score(fitted.params, sets.dev).summary()
         return checkpoint.finish(

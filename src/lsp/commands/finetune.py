@@ -11,6 +11,7 @@ from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
 from lsp.train import labelled
+from lsp.train.clock import Clock
 from lsp.train.loop import fit
 from lsp.train.objectives import Objective, classification
 
@@ -25,10 +26,13 @@ def run(
     recipe: recipes.Finetune,
     columns: labelled.Columns,
     tokenizer: Path | None,
+    *,
+    budget: float = 0.0,
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
     """Trains on `train`, measures on `dev`, writes a classifier to `out` and returns its result."""
+    clock = Clock(budget)
     inputs = {"train": text.digest([str(train)]), "dev": text.digest([str(dev)])}
     inputs["from"] = SCRATCH if start == SCRATCH else directory.identity(directory.read(Path(start)))
     with directory.claim(
@@ -49,7 +53,7 @@ def run(
             kept = {part for part in base.params if part != "classifier" or base.labels == sets.names}
             params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
         objective = Objective(classification)
-        fitted = fit(labelled.plan(config, params, objective, sets, steps, recipe.mesh), held.path, progress)
+        fitted = fit(labelled.plan(config, params, objective, sets, steps, recipe.mesh, clock), held.path, progress)
         return checkpoint.finish(
             held,
             stage="finetune",

@@ -12,6 +12,7 @@ from lsp.data import batches, shards, text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
+from lsp.train.clock import Clock
 from lsp.train.evaluate import MaskedLM
 from lsp.train.labelled import counted
 from lsp.train.loop import Plan, fit
@@ -28,10 +29,13 @@ def run(
     tokenizer: Path | None,
     start: Path | None,
     valid: list[str],
+    *,
+    budget: float = 0.0,
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
-    """Trains an encoder into `out` and returns its result."""
+    """Trains an encoder into `out` and returns its result. With a `budget` in seconds, 0 steps mean no end but that."""
+    clock = Clock(budget)
     with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
         inputs = {
             "data": shards.prepared(readable) or text.digest(readable),
@@ -48,7 +52,8 @@ def run(
             words = Tokenizer.load(rows.path)
             config = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
             _refuse_misfit(rows, words, config, base)
-            train, train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
+            train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
+            train = recipe.train if budget else counted(recipe.train, len(train_rows))
             dataset = batches.pretraining(
                 train_rows, batch_size=train.batch_size, seed=train.seed, mask_rate=recipe.data.mask_rate
             )
@@ -61,6 +66,7 @@ def run(
                 evaluate=lambda params: meter.score(params, measured),
                 train=train,
                 mesh=recipe.mesh,
+                clock=clock,
             )
             fitted = fit(plan, held.path, progress)
             return checkpoint.finish(
@@ -105,8 +111,8 @@ def _refuse_misfit(
 
 def _split(
     rows: shards.Rows, valid: list[str], out: Path, recipe: recipes.Pretrain, progress: Any
-) -> tuple[recipes.Train, shards.Rows | shards.Subset, batches.FixedBatches]:
-    """The training recipe with its steps counted, rows to train on, and fixed-mask batches to measure on."""
+) -> tuple[shards.Rows | shards.Subset, batches.FixedBatches]:
+    """Rows to train on, and fixed-mask batches to measure on."""
     size = recipe.train.batch_size
     kept = min(HELD_OUT, len(rows) // 100)
     train_rows: shards.Rows | shards.Subset = rows
@@ -122,4 +128,4 @@ def _split(
     else:
         progress.warn("there is too little text to hold any back: the metrics are those of the training text")
         measured = batches.evaluation(rows, size)
-    return counted(recipe.train, len(train_rows)), train_rows, measured
+    return train_rows, measured

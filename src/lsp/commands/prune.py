@@ -10,6 +10,7 @@ from lsp.compress.quantize import dequantize, quantize
 from lsp.data import text
 from lsp.model.int8 import present
 from lsp.train import labelled
+from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
 from lsp.train.objectives import Objective, classification
@@ -22,10 +23,13 @@ def run(
     train: Path,
     dev: Path,
     columns: labelled.Columns,
+    *,
+    budget: float = 0.0,
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
     """Writes the sparse model to `out`. A model that came in int8 trains in fp32 and leaves in int8 again."""
+    clock = Clock(budget)
     inputs = {"train": text.digest([str(train)]), "dev": text.digest([str(dev)])}
     inputs["from"] = directory.identity(directory.read(start))
     with directory.claim(
@@ -48,6 +52,7 @@ def run(
             sets,
             steps,
             recipe.mesh,
+            clock,
             prune.gradual(recipe.prune, steps.steps),
         )
         fitted = fit(plan, held.path, progress)

@@ -13,6 +13,7 @@ from lsp.data import batches, tasks
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef
+from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
 from lsp.train.objectives import Objective
@@ -59,6 +60,7 @@ def plan(
     sets: Sets,
     train: recipes.Train,
     mesh: recipes.Mesh,
+    clock: Clock,
     transform: optax.GradientTransformation | None = None,
 ) -> Plan:
     """A plan over the sets; `train` must have its steps counted (`counted`)."""
@@ -72,6 +74,7 @@ def plan(
         evaluate=lambda params: classifier.score(params, sets.dev).metrics,
         train=train,
         mesh=mesh,
+        clock=clock,
         transform=transform,
     )
 

@@ -23,19 +23,20 @@ class TrainState(NamedTuple):
 def make_train_step(
     graphdef: Any,
     objective: Objective,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
     *,
     seed: int,
     accumulate: int = 1,
     precision: str = "fp32",
 ) -> Any:
-    """Returns jitted `step(state, frozen, batch, index) -> (state, metrics)`.
+    """Returns jitted `step(state, frozen, batch, index, progress) -> (state, metrics)`.
 
-    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and loss and
-    gradient norm are finite; otherwise the state stays as it was, and so does every later step: a diverged run
-    stops before the update even though the host hears of it one step late. Metrics hold `loss` and the objective's
-    as `Mean`, `gradient_norm` (before clipping) and `ok`. The batch is cut into `accumulate` micro-batches whose
-    sums are added and divided once. `precision` bf16 casts the parameters once a step.
+    `index` is the step that the batch belongs to, `progress` the share of the run that is done, float32 from 0 to 1.
+    The update happens only if it is the state's own step and loss and gradient norm are finite; otherwise the state
+    stays as it was, and so does every later step: a diverged run stops before the update even though the host hears of
+    it one step late. Metrics hold `loss` and the objective's as `Mean`, `gradient_norm` (before clipping) and `ok`. The
+    batch is cut into `accumulate` micro-batches whose sums are added and divided once. `precision` bf16 casts the
+    parameters once a step.
     """
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
@@ -48,7 +49,9 @@ def make_train_step(
         return grads, metrics | {"loss": loss}
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, frozen: Any, batch: Any, index: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+    def train_step(
+        state: TrainState, frozen: Any, batch: Any, index: jax.Array, progress: jax.Array
+    ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate == 1:
             grads, metrics = gradients(state.params, frozen, batch, key)
@@ -70,7 +73,7 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss.total) & jnp.isfinite(norm) & (state.step == index)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, progress=progress)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
         return state, metrics | {"gradient_norm": norm, "ok": ok}

@@ -1,0 +1,124 @@
+"""What a run says of itself: `metrics.jsonl`, its rates, and the watch for a step that went wrong."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsp import Exit, LspError
+from lsp.train.metrics import Mean, value
+
+Batch = dict[str, np.ndarray]
+
+
+class Meter:
+    """Rates over steps that ran back to back; the one after a pause (compiling, evaluating) is not counted."""
+
+    def __init__(self) -> None:
+        self.useful, self.tokens, self.seconds, self.compile_seconds = 0, 0, 0.0, 0.0
+        self.waited = self.waiting_now = 0.0
+        self.last: float | None = None
+
+    def waiting(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch, and how long the run stood still for it."""
+        began = time.monotonic()
+        batch = next(batches)
+        self.waiting_now += time.monotonic() - began
+        return batch
+
+    def step(self, useful: int, tokens: int) -> None:
+        """A step of `tokens`, `useful` of them no padding, is done."""
+        now = time.monotonic()
+        if self.last is not None:
+            self.useful, self.tokens = self.useful + useful, self.tokens + tokens
+            self.seconds, self.waited = self.seconds + now - self.last, self.waited + self.waiting_now
+        self.last, self.waiting_now = now, 0.0
+
+    def pause(self) -> None:
+        self.last = None
+
+    def rate(self) -> float:
+        """Useful tokens a second."""
+        return self.useful / self.seconds if self.seconds else 0.0
+
+    def summary(self) -> dict[str, float]:
+        """What a result says of the run's speed. Shares are of all tokens, and of the time."""
+        return {
+            "compile_seconds": self.compile_seconds,
+            "useful_tokens_per_second": self.rate(),
+            "padding_share": 1 - self.useful / self.tokens if self.tokens else 0.0,
+            "data_wait_share": self.waited / self.seconds if self.seconds else 0.0,
+            "peak_memory_bytes": peak_memory(),
+        }
+
+
+def peak_memory() -> int:
+    """The most memory in use at any time: of the fullest device where the platform counts it, else of this process."""
+    used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return max(used) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Log:
+    """`metrics.jsonl`, and the watch for a step that went wrong. Metrics are read one step late, so that the device
+    never waits for the host; lines of steps that will be done again are dropped."""
+
+    def __init__(self, path: Path, start: int, meter: Meter) -> None:
+        self.path, self.meter = path, meter
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+        kept = [line for line in lines if line and json.loads(line)["step"] <= start]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self.pending: tuple[int, dict[str, Any], int, int] | None = None
+        self.sums: dict[str, Mean] = {}
+        self.overflow = 0
+
+    def add(self, step: int, metrics: dict[str, Any], useful: int, tokens: int, overflow: int) -> None:
+        """Takes a step's metrics and settles the ones before."""
+        self.settle()
+        self.pending = (step, metrics, useful, tokens)
+        self.overflow += overflow
+
+    def settle(self) -> None:
+        """Waits for the newest step. Raises LspError (exit 6) if its loss or gradient was not finite."""
+        if self.pending is None:
+            return
+        (step, metrics, useful, tokens), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        self.meter.step(useful, tokens)
+        norm = float(metrics.pop("gradient_norm"))
+        if not metrics.pop("ok"):
+            raise LspError(
+                f"Training diverged at step {step}: loss {value(metrics['loss']):.4g}, gradient norm {norm:.4g}. "
+                "The update was not made.",
+                hint="Lower train.learning_rate or lengthen train.warmup, then run again with --overwrite.",
+                code=Exit.DIVERGED,
+            )
+        metrics["gradient_norm"] = Mean(norm, 1.0)
+        for name, mean in metrics.items():
+            self.sums[name] = self.sums.get(name, Mean(0.0, 0.0)) + Mean(float(mean.total), float(mean.count))
+        self.step = step
+
+    def write(self, **more: float) -> dict[str, float]:
+        """One line with the means since the last one, and `more`; returns the means."""
+        self.settle()
+        row = {name: value(mean) for name, mean in self.sums.items()}
+        row |= {"useful_tokens_per_second": self.meter.rate()}
+        if self.overflow:
+            row["masks_without_slot"] = self.overflow
+        self.sums, self.overflow = {}, 0
+        self._append({"step": self.step} | row | more)
+        return row
+
+    def evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        """One line with held-out metrics, each under `dev_`."""
+        self.meter.pause()
+        self._append({"step": step} | {f"dev_{name}": number for name, number in metrics.items()})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
