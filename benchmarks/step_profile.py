@@ -31,7 +31,7 @@ from lsp.model.config import ModelConfig  # noqa: E402
 from lsp.model.encoder import graphdef, initialise  # noqa: E402
 from lsp.train import optimizer  # noqa: E402
 from lsp.train.objectives import Objective, masked_lm  # noqa: E402
-from lsp.train.step import TrainState, make_train_step  # noqa: E402
+from lsp.train.step import Signals, TrainState, make_train_step  # noqa: E402
 
 ROWS, LENGTH, SLOTS, VOCABULARY = 32, 128, 32, 8192
 RUNS = 3
@@ -78,10 +78,10 @@ def training(config: ModelConfig) -> tuple[Any, str]:
     tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     states = [TrainState(jnp.int32(0), params, tx.init(params))]
     step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
-    compiled = step.lower(states[0], None, batch, np.int32(0), np.float32(0.5)).compile()
+    compiled = step.lower(states[0], None, batch, np.int32(0), Signals(0.5)).compile()
 
     def run() -> None:
-        state, _ = compiled(states.pop(), None, batch, np.int32(0), np.float32(0.5))
+        state, _ = compiled(states.pop(), None, batch, np.int32(0), Signals(0.5))
         states.append(jax.block_until_ready(state))
 
     return run, compiled.as_text()

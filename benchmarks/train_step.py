@@ -31,7 +31,7 @@ def main() -> None:
     from lsp.model.encoder import graphdef, initialise
     from lsp.train import optimizer
     from lsp.train.objectives import Objective, masked_lm
-    from lsp.train.step import TrainState, make_train_step
+    from lsp.train.step import Signals, TrainState, make_train_step
 
     config = ModelConfig.from_recipe(recipe.Model(preset=options.preset), 8192)
     rng, rows, length, slots = np.random.default_rng(0), 32, 128, 32
@@ -45,11 +45,11 @@ def main() -> None:
     tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     state = TrainState(jnp.int32(0), params, tx.init(params))
     step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
-    compiled = step.lower(state, None, batch, np.int32(0), np.float32(0.5)).compile()
+    compiled = step.lower(state, None, batch, np.int32(0), Signals(0.5)).compile()
     seconds = []
     for index in range(options.repeats):
         began = time.perf_counter()
-        state, metrics = compiled(state, None, batch, np.int32(index), np.float32(0.5))
+        state, metrics = compiled(state, None, batch, np.int32(index), Signals(0.5))
         float(metrics["loss"].total)
         seconds.append(time.perf_counter() - began)
     report = {"preset": options.preset, "plain_malloc": options.plain_malloc, "repeats": options.repeats}

@@ -29,6 +29,11 @@ class Exit(IntEnum):
         member.meaning = meaning
         return member
 
+    @classmethod
+    def of(cls, code: int) -> "Exit":
+        """The member with this number."""
+        return next(member for member in cls if member == code)
+
 
 class LspError(Exception):
     """A failure the user can mend: what was found and expected, a `hint` to type, and the exit code."""

@@ -16,7 +16,8 @@ from lsp import Exit
 def run() -> NoReturn:
     """Runs the command line and exits with its code.
 
-    A stopped command ends at once: a compilation left behind in its thread would abort an orderly exit.
+    A command that failed or was stopped ends at once: a compilation left behind in its thread would abort an orderly
+    exit, and one of several processes would wait for the others.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
@@ -25,7 +26,7 @@ def run() -> NoReturn:
     code = main()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the work is done, and its exit code is known
-    if code in (Exit.STOPPED, Exit.INTERRUPTED):
+    if code:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

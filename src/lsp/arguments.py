@@ -49,6 +49,15 @@ BudgetOpt = Annotated[
     str,
     typer.Option("--budget", metavar="TIME", help="Train for 90s, 30m or 2h: the learning rate lands then."),
 ]
+CoordinatorOpt = Annotated[
+    str, typer.Option("--coordinator", metavar="HOST:PORT", help="Where several processes meet: at the first of them.")
+]
+ProcessesOpt = Annotated[
+    int | None, typer.Option("--processes", metavar="N", help="How many train together; Slurm and Open MPI say it too.")
+]
+ProcessIdOpt = Annotated[
+    int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.", min=0)
+]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier lsp run left in --out.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr, only warnings and errors.")]

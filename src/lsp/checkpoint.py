@@ -133,7 +133,7 @@ def save_params(path: Path, params: Tree) -> None:
     """
     stored = _stored(params)
     work = path.with_name(path.name + ".tmp")
-    checkpointer = _checkpointer(compress=True)
+    checkpointer = _checkpointer(compress=True, alone=True)
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -152,7 +152,7 @@ def save_params(path: Path, params: Tree) -> None:
 def load_params(path: Path) -> Tree:
     """The tree that `save_params` wrote, in NumPy, whatever devices it was saved from. Raises LspError (exit 4)."""
     ocp = _orbax()
-    checkpointer = _checkpointer(compress=True)
+    checkpointer = _checkpointer(compress=True, alone=True)
     try:
         # The tree's shape comes from the metadata; saying "NumPy" for every leaf keeps devices and shardings out of it.
         names = checkpointer.metadata(path.absolute()).item_metadata.tree
@@ -200,6 +200,7 @@ class Steps:
         """
         self.wait()
         work, final = self._path / f"tmp.{step}", self._path / _name(step)
+        _meet(f"before step {step}")
         if final.exists():
             return
         leaves = {name: leaf for name, leaf in _named(state).items() if leaf.size}  # Orbax takes no empty arrays
@@ -207,12 +208,15 @@ class Steps:
         needed = _bytes(leaves)
         checkpointer = _checkpointer(compress=False)  # optimizer state hardly shrinks, and the cores are busy training
         try:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
+            if _first():
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+            _meet(f"step {step}")
             _start(checkpointer, work / "state", leaves)
         except (OSError, ValueError, RuntimeError) as error:
             checkpointer.close()
-            shutil.rmtree(work, ignore_errors=True)
+            if _first():
+                shutil.rmtree(work, ignore_errors=True)
             raise _explained(self._path, error, needed) from error
         self._thread = threading.Thread(target=self._commit, args=(checkpointer, work, final, manifest, needed))
         self._thread.start()
@@ -234,20 +238,27 @@ class Steps:
         """
         self.wait()
         with machine_errors(self._path):
-            for leftover in self._path.glob("tmp.*"):
-                shutil.rmtree(leftover)
-            for step in reversed(self._steps()):
-                place = self._path / _name(step)
-                try:
-                    manifest = directory.read(place)
-                    if manifest.get("stage") != "step" or manifest["step"] != step:
-                        raise LspError(f"{place} says it is step {manifest.get('step')}.", code=Exit.ARTIFACT)
-                except LspError as error:
-                    if error.code != Exit.ARTIFACT:
-                        raise
-                    self._set_aside(place, error)
-                    continue
-                return step, _restored(place, manifest["leaves"], like)
+            step = _told(self._newest() if _first() else None)
+            if step is None:
+                return None
+            place = self._path / _name(step)
+            return step, _restored(place, directory.read(place, verify=False)["leaves"], like)
+
+    def _newest(self) -> int | None:
+        """The newest step whose every byte is confirmed."""
+        for leftover in self._path.glob("tmp.*"):
+            shutil.rmtree(leftover)
+        for step in reversed(self._steps()):
+            place = self._path / _name(step)
+            try:
+                manifest = directory.read(place)
+                if manifest.get("stage") != "step" or manifest["step"] != step:
+                    raise LspError(f"{place} says it is step {manifest.get('step')}.", code=Exit.ARTIFACT)
+                return step
+            except LspError as error:
+                if error.code != Exit.ARTIFACT:
+                    raise
+                self._set_aside(place, error)
         return None
 
     def _commit(self, checkpointer: Any, work: Path, final: Path, manifest: dict[str, Any], needed: int) -> None:
@@ -255,6 +266,8 @@ class Steps:
         try:
             checkpointer.wait_until_finished()
             checkpointer.close()
+            if not _first():
+                return
             directory.seal(work, manifest)
             work.rename(final)
             sync(self._path)
@@ -280,6 +293,27 @@ class Steps:
         place.rename(aside)
         sync(self._path)
         self._log(f"{error.message} It is set aside as {aside.name}; going on from the step before it.")
+
+
+def _first() -> bool:
+    """Whether this is the process that owns the directory."""
+    return jax.process_index() == 0
+
+
+def _meet(name: str) -> None:
+    """Waits for the other processes, where there are any."""
+    if jax.process_count() > 1:
+        _orbax().multihost.sync_global_processes(name)
+
+
+def _told(number: int | None) -> int | None:
+    """The number that the first process has."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    told = int(broadcast_one_to_all(np.int32(-1 if number is None else number)))
+    return None if told < 0 else told
 
 
 def _name(step: int) -> str:
@@ -371,11 +405,22 @@ def _orbax() -> Any:
     return ocp
 
 
-def _checkpointer(compress: bool) -> Any:
-    """A new one for each save, so that a failed save leaves nothing behind in memory. Costs half a millisecond."""
+def _checkpointer(compress: bool, alone: bool = False) -> Any:
+    """A new one for each save, so that a failed save leaves nothing behind in memory. Costs half a millisecond.
+
+    What it does, all processes do together, unless this one is to do it `alone`.
+    """
     ocp = _orbax()
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True, use_compression=compress)
-    return ocp.AsyncCheckpointer(handler)
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions()
+    if alone:
+        options = ocp.options.MultiprocessingOptions(me, {me}, barrier_sync_key_prefix=f"process {me}")
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=True, use_compression=compress, multiprocessing_options=options
+    )
+    # Folders made in the background would be announced to the other processes.
+    asynchronous = ocp.options.AsyncOptions(create_directories_asynchronously=not alone)
+    return ocp.AsyncCheckpointer(handler, async_options=asynchronous, multiprocessing_options=options)
 
 
 def _start(checkpointer: Any, path: Path, tree: Tree) -> None:

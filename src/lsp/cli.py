@@ -23,12 +23,15 @@ from lsp import Exit, LspError, Stopped, __version__, console, interrupt, recipe
 from lsp.allocator import keep_freed_memory
 from lsp.arguments import (
     BudgetOpt,
+    CoordinatorOpt,
     DevOpt,
     FromOpt,
     JsonOpt,
     LabelColumnOpt,
     OutOpt,
     OverwriteOpt,
+    ProcessesOpt,
+    ProcessIdOpt,
     QuietOpt,
     RecipeOpt,
     RunArg,
@@ -42,6 +45,7 @@ from lsp.arguments import (
     spread,
 )
 from lsp.failures import explain
+from lsp.launch import launched
 
 app = typer.Typer(
     name="lsp",
@@ -142,6 +146,9 @@ def pretrain(
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     budget: BudgetOpt = "",
+    coordinator: CoordinatorOpt = "",
+    count: ProcessesOpt = None,
+    index: ProcessIdOpt = None,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -158,11 +165,16 @@ def pretrain(
     need(*data, *valid, code=Exit.DATA)
     need(begin, tokenizer)
     apart(out, begin)
+    launch = launched(coordinator, count, index)
+    progress = console.Progress(quiet or (launch is not None and launch.index > 0))
     from lsp.commands import pretrain as verb
+    from lsp.train import processes
 
-    progress = console.Progress(quiet)
-    made = verb.run(data, out, plan, tokenizer, begin, valid, budget=seconds, overwrite=overwrite, progress=progress)
-    return report(made, as_json)
+    with processes.joined(launch, lambda error: console.fail(error, as_json, "pretrain")):
+        made = verb.run(
+            data, out, plan, tokenizer, begin, valid, budget=seconds, overwrite=overwrite, progress=progress
+        )
+    return report(made, as_json) if made else Exit.DONE
 
 
 @app.command(short_help="An encoder and labelled examples to a classifier.")

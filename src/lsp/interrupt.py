@@ -47,6 +47,11 @@ def holding() -> Iterator[None]:
         _held = outer
 
 
+def asked() -> int:
+    """The exit code that a signal asks for, or 0."""
+    return int(_code or 0)
+
+
 def check() -> None:
     """Raises `Stopped` if a signal has come."""
     if _code is not None:

@@ -235,13 +235,14 @@ def test_a_clock_counts_steps_or_time_whichever_is_further(monkeypatch: pytest.M
     monkeypatch.setattr("time.monotonic", lambda: now)
     clock = Clock(60.0)
     clock.add(15.0)  # an earlier process
-    assert (clock.progress(0, 0), clock.over(1, 0)) == (0.25, False)
+    assert clock.progress(0, 0) == 0.25
+    clock.check()
     assert clock.progress(8, 9) == 0.9, "the steps are further"
     now = 130.0
     assert (clock.seconds(), clock.progress(0, 9), clock.left()) == (45.0, 0.75, {"minutes_left": 0.25})
     now = 145.0
-    assert clock.over(1, 0) and clock.progress(1, 0) == 1.0
+    assert clock.progress(1, 0) == 1.0
     with pytest.raises(LspError, match="before the first step"):
-        clock.over(0, 0)
-    now = 1e9
-    assert not Clock().over(4, 5) and Clock().over(5, 5) and Clock().progress(0, 1) == 0.5
+        clock.check()
+    Clock().check()
+    assert Clock().progress(0, 1) == 0.5

@@ -10,9 +10,9 @@ from lsp.model.encoder import graphdef, initialise
 from lsp.train import optimizer
 from lsp.train.metrics import classification, value
 from lsp.train.objectives import Objective, cross_entropy, masked_lm
-from lsp.train.step import TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, make_train_step
 
-HALF = np.float32(0.5)  # of the run is done
+HALF = Signals(0.5)  # of the run is done
 TRAIN = recipe.Train(steps=100, learning_rate=1e-2, warmup=0.1)
 
 

@@ -1,5 +1,6 @@
 """`lsp pretrain`: masked language modelling on raw or prepared text."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lsp.data import batches, shards, text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
+from lsp.train import processes
 from lsp.train.clock import Clock
 from lsp.train.evaluate import MaskedLM
 from lsp.train.labelled import counted
@@ -34,7 +36,10 @@ def run(
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
-    """Trains an encoder into `out` and returns its result. With a `budget` in seconds, 0 steps mean no end but that."""
+    """Trains an encoder into `out` and returns its result, which is empty for all but the first of several processes.
+
+    With a `budget` in seconds, 0 steps mean no end but that.
+    """
     clock = Clock(budget)
     with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
         inputs = {
@@ -42,7 +47,7 @@ def run(
             "valid": text.digest(held_out) if held_out else "",
             "from": directory.identity(directory.read(start)) if start else "",
         }
-        with directory.claim(
+        with processes.claim(
             out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
         ) as held:
             if held.complete:
@@ -69,6 +74,8 @@ def run(
                 clock=clock,
             )
             fitted = fit(plan, held.path, progress)
+            if not processes.first():
+                return {}
             return checkpoint.finish(
                 held,
                 stage="pretrain",
@@ -87,7 +94,7 @@ def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | No
     if shards.prepared(data):
         return shards.Rows.open(Path(data[0]))
     packed = out / "train" / "data"
-    shards.prepare(data, packed, recipe.data, words, recipe.train.seed, progress)
+    processes.first_alone(lambda: shards.prepare(data, packed, recipe.data, words, recipe.train.seed, progress))
     return shards.Rows.open(packed)
 
 
@@ -118,7 +125,8 @@ def _split(
     train_rows: shards.Rows | shards.Subset = rows
     if valid:
         place = out / "train" / "valid"
-        shards.prepare(valid, place, recipe.data, rows.path, recipe.train.seed, progress)
+        prepare = partial(shards.prepare, valid, place, recipe.data, rows.path, recipe.train.seed, progress)
+        processes.first_alone(prepare)
         measured = batches.evaluation(shards.Rows.open(place), size)
     elif kept:
         progress.say(f"holding back {kept} of {len(rows)} rows to measure on (--valid PATH to choose the text)")

@@ -16,7 +16,7 @@ class Clock:
         self.budget, self.began, self.before = budget, time.monotonic(), 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts the time of the processes before this one. Raises LspError (exit 2) when nothing is left of it."""
+        """Counts the time of the processes before this one."""
         self.before = seconds
 
     def seconds(self) -> float:
@@ -29,15 +29,13 @@ class Clock:
         by_time = self.seconds() / self.budget if self.budget else 0.0
         return min(1.0, max(by_steps, by_time))
 
-    def over(self, done: int, steps: int) -> bool:
-        """Whether the step after `done` should not be made. Raises LspError (exit 2) when not even one was."""
-        late = bool(self.budget) and self.seconds() >= self.budget
-        if late and not done:
+    def check(self) -> None:
+        """Raises LspError (exit 2) when nothing is left of the budget before training begins."""
+        if self.budget and self.seconds() >= self.budget:
             raise LspError(
                 f"--budget {self.budget:.0f}s was used up after {self.seconds():.0f} s, before the first step.",
                 hint="Give it more time; what was prepared is kept for the next try.",
             )
-        return late or (bool(steps) and done >= steps)
 
     def left(self) -> dict[str, float]:
         """For a progress display: the minutes that are left, when there is a budget."""

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from lsp import Exit, LspError
+from lsp.train import processes
 from lsp.train.metrics import Mean, value
 
 Batch = dict[str, np.ndarray]
@@ -70,12 +71,14 @@ class Log:
 
     def __init__(self, path: Path, start: int, meter: Meter) -> None:
         self.path, self.meter = path, meter
-        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-        kept = [line for line in lines if line and json.loads(line)["step"] <= start]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        if processes.first():
+            lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+            kept = [line for line in lines if line and json.loads(line)["step"] <= start]
+            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.pending: tuple[int, dict[str, Any], int, int] | None = None
         self.sums: dict[str, Mean] = {}
         self.overflow = 0
+        self.progress, self.stop = 0.0, 0  # what all processes agreed on with the newest settled step
 
     def add(self, step: int, metrics: dict[str, Any], useful: int, tokens: int, overflow: int) -> None:
         """Takes a step's metrics and settles the ones before."""
@@ -90,6 +93,8 @@ class Log:
         (step, metrics, useful, tokens), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
         self.meter.step(useful, tokens)
+        signals = metrics.pop("signals")
+        self.progress, self.stop = float(signals.progress), int(signals.stop)
         norm = float(metrics.pop("gradient_norm"))
         if not metrics.pop("ok"):
             raise LspError(
@@ -120,5 +125,6 @@ class Log:
         self._append({"step": step} | {f"dev_{name}": number for name, number in metrics.items()})
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if processes.first():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")

@@ -13,15 +13,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lsp import Stopped, interrupt
+from lsp import Exit, Stopped, interrupt
 from lsp import recipe as recipes
 from lsp.checkpoint import Steps
 from lsp.train import mesh as meshes
-from lsp.train import optimizer
+from lsp.train import optimizer, processes
 from lsp.train.clock import Clock
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
-from lsp.train.step import TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, make_train_step
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
         tx = optimizer.make(train, plan.transform)
         steps = Steps(path / "train", train.keep, progress.warn)
         start, state = _start(plan, tx, mesh, steps, progress)
+        if processes.first():
+            plan.clock.check()
         meter = Meter()
         step = Compiled(
             make_train_step(
@@ -89,13 +91,13 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
             mesh,
             meter,
         )
-        frozen = jax.device_put(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
+        frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
         log = Log(path / "metrics.jsonl", start, meter)
         done, state = _train(plan, step, start, state, frozen, steps, log, progress)
         progress.say(f"evaluating after {done} steps")
         params = optimizer.weights(state.params, state.opt_state)
         metrics = plan.evaluate(params)
-        params = jax.device_get(params)
+        params = meshes.gathered(params)
     return Fitted(params, done, metrics, time.monotonic() - began, meter.summary())
 
 
@@ -115,7 +117,7 @@ def _start(plan: Plan, tx: Any, mesh: Mesh, steps: Steps, progress: Any) -> tupl
         plan.clock.add(float(saved.seconds))
         progress.say(f"continuing from step {done}")
         return done, saved.state
-    return 0, jax.jit(first, out_shardings=places)(jax.device_put(plan.params, places.params))
+    return 0, jax.jit(first, out_shardings=places)(meshes.spread(plan.params, places.params))
 
 
 def _train(
@@ -136,12 +138,15 @@ def _train(
 
     with interrupt.holding(), progress.task("training", train.steps or None) as bar:
         try:
-            while not clock.over(done, train.steps):
-                interrupt.check()
+            # Whether the time is up is what all processes agreed on with the step before.
+            while log.progress < 1 and (done < train.steps or not train.steps):
+                if log.stop:
+                    raise Stopped(Exit.of(log.stop))
                 batch = log.meter.waiting(batches)
                 share = clock.progress(done, train.steps)
+                signals = meshes.each(Signals(share, interrupt.asked()), step.mesh)
                 useful, overflow = int((batch["segments"] > 0).sum()), batch.pop("overflow", None)
-                state, metrics = step(state, frozen, batch, np.int32(done), np.float32(share))
+                state, metrics = step(state, frozen, batch, np.int32(done), signals)
                 done += 1
                 log.add(done, metrics, useful, batch["segments"].size, 0 if overflow is None else int(overflow))
                 if done % train.log_every == 0:
@@ -156,7 +161,8 @@ def _train(
                 bar.update(done, **log.write(learning_rate=float(rate(share))))
             save()
         except Stopped:
-            save()
+            if processes.alone() or log.stop:  # else the others do not know of it, and would not save with this one
+                save()
             progress.say(f"stopping after step {done}")
             raise
         finally:
@@ -173,13 +179,14 @@ class Compiled:
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
     def __call__(
-        self, state: TrainState, frozen: Any, host_batch: dict[str, np.ndarray], index: np.int32, progress: np.float32
+        self, state: TrainState, frozen: Any, host_batch: dict[str, np.ndarray], index: np.int32, signals: Signals
     ) -> Any:
         batch = meshes.send(host_batch, self.mesh)
         shape = tuple((name, array.shape) for name, array in batch.items())
         if shape not in self.compiled:
             began = time.monotonic()
-            self.compiled[shape] = interrupt.apart(self.step.lower(state, frozen, batch, index, progress).compile)
+            self.compiled[shape] = interrupt.apart(self.step.lower(state, frozen, batch, index, signals).compile)
+            processes.meet()  # collectives wait half a minute for each other, and compiling may take longer
             self.meter.compile_seconds += time.monotonic() - began
             self.meter.pause()
-        return self.compiled[shape](state, frozen, batch, index, progress)
+        return self.compiled[shape](state, frozen, batch, index, signals)

@@ -60,8 +60,36 @@ def fits(leaf: Any, dimension: int, axis: str | None, mesh: Mesh) -> bool:
 
 
 def send(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A host batch on the devices, its rows split over data and fsdp."""
-    return jax.device_put(batch, NamedSharding(mesh, ROWS))
+    """A host batch on the devices, its rows split over data and fsdp; each process sends those of its own devices."""
+    return spread(batch, dict.fromkeys(batch, NamedSharding(mesh, ROWS)))
+
+
+def spread(tree: Any, places: Any) -> Any:
+    """Host arrays that every process has whole, placed by a tree of shardings."""
+
+    def one(leaf: Any, place: NamedSharding) -> jax.Array:
+        if place.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+    return jax.tree.map(one, tree, places)
+
+
+def each(values: Any, mesh: Mesh) -> Any:
+    """A tree of numbers, of which every process may have others, as float32 [devices]: one for each device."""
+    place = NamedSharding(mesh, P(mesh.axis_names))
+    own = np.ones(len(mesh.local_devices), np.float32)
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(place, own * value), values)
+
+
+def gathered(tree: Any) -> Any:
+    """The tree's arrays, whole, as NumPy in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental.multihost_utils import process_allgather
+
+    return process_allgather(tree, tiled=True)
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:

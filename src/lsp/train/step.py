@@ -20,6 +20,14 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+class Signals(NamedTuple):
+    """What processes tell each other with a step: numbers or arrays of them, of which the largest counts. So all of
+    them end a run at the same step, though each has a clock and hears signals of its own."""
+
+    progress: Any  # the share of the run that is done, 0 to 1
+    stop: Any = 0.0  # the exit code with which to save and stop, else 0
+
+
 def make_train_step(
     graphdef: Any,
     objective: Objective,
@@ -29,14 +37,13 @@ def make_train_step(
     accumulate: int = 1,
     precision: str = "fp32",
 ) -> Any:
-    """Returns jitted `step(state, frozen, batch, index, progress) -> (state, metrics)`.
+    """Returns jitted `step(state, frozen, batch, index, signals) -> (state, metrics)`.
 
-    `index` is the step that the batch belongs to, `progress` the share of the run that is done, float32 from 0 to 1.
-    The update happens only if it is the state's own step and loss and gradient norm are finite; otherwise the state
-    stays as it was, and so does every later step: a diverged run stops before the update even though the host hears of
-    it one step late. Metrics hold `loss` and the objective's as `Mean`, `gradient_norm` (before clipping) and `ok`. The
-    batch is cut into `accumulate` micro-batches whose sums are added and divided once. `precision` bf16 casts the
-    parameters once a step.
+    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and loss and
+    gradient norm are finite; otherwise the state stays as it was, and so does every later step: a diverged run stops
+    before the update even though the host hears of it one step late. Metrics hold `loss` and the objective's as `Mean`,
+    `gradient_norm` (before clipping), `ok`, and the `signals` that all agree on. The batch is cut into `accumulate`
+    micro-batches whose sums are added and divided once. `precision` bf16 casts the parameters once a step.
     """
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
@@ -50,9 +57,10 @@ def make_train_step(
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(
-        state: TrainState, frozen: Any, batch: Any, index: jax.Array, progress: jax.Array
+        state: TrainState, frozen: Any, batch: Any, index: jax.Array, signals: Signals
     ) -> tuple[TrainState, dict[str, Any]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
+        agreed = jax.tree.map(jnp.max, signals)
         if accumulate == 1:
             grads, metrics = gradients(state.params, frozen, batch, key)
         else:
@@ -73,9 +81,9 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss.total) & jnp.isfinite(norm) & (state.step == index)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
-            updates, opt_state = tx.update(grads, state.opt_state, state.params, progress=progress)
+            updates, opt_state = tx.update(grads, state.opt_state, state.params, progress=agreed.progress)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
-        return state, metrics | {"gradient_norm": norm, "ok": ok}
+        return state, metrics | {"gradient_norm": norm, "ok": ok, "signals": agreed}
 
     return train_step
