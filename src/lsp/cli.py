@@ -186,6 +186,11 @@ def pretrain(
     seconds = parse_duration(budget)
     # The default number of steps gives way to a budget; one that was asked for does not.
     plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
+    if seconds and not plan.train.steps and plan.data.mask_rate_end not in (0, plan.data.mask_rate):
+        raise LspError(
+            "data.mask_rate_end is reached at the last step, and with --budget alone no step is known to be the last.",
+            hint="Add --set train.steps=N, or leave out data.mask_rate_end.",
+        )
     need(*data, *valid, code=Exit.DATA)
     need(begin, tokenizer)
     apart(out, begin)
