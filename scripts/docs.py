@@ -12,7 +12,7 @@ from lsp import Exit, cli, recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = (
-    "demo", "prepare", "pretrain", "finetune",
+    "demo", "prepare", "data", "data peek", "pretrain", "finetune",
     "compress", "compress quantize", "compress prune", "compress distill",
     "evaluate", "predict", "inspect", "verify", "doctor",
 )  # fmt: skip

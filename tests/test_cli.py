@@ -19,6 +19,7 @@ RECIPE = ["--recipe", "--set"]
 OPTIONS = {
     "demo": ["--out", "--overwrite", *JSON],
     "prepare": ["--out", "--tokenizer", "--vocab-size", "--seq-len", *RECIPE, "--overwrite", *JSON],
+    "data peek": ["--rows", "--step", *RECIPE, "--json"],
     "pretrain": [
         *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget", "--overwrite", *JSON],
     ],
@@ -95,6 +96,7 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
     [
         (["pretrian"], "error: No such command 'pretrian'. Did you mean 'pretrain'?\nfix: lsp -h shows"),
         (["quantize"], "error: No such command 'quantize'. Did you mean 'compress quantize'?\n"),
+        (["peek", "x"], "error: No such command 'peek'. Did you mean 'data peek'?\n"),
         (
             ["pretrain", "--recpie", "x"],
             "error: No such option: --recpie. Did you mean '--recipe'?\nfix: lsp pretrain -h",
@@ -112,6 +114,10 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
         (
             ["pretrain", "--data", ".", "--out", "x", "--budget", "soon"],
             "error: --budget soon is not a length of time.\n",
+        ),
+        (
+            ["pretrain", "--data", ".", "--out", "x", "--budget", "9s", "--set", "data.mask_rate_end=0.1"],
+            "error: data.mask_rate_end is reached at the last step, and with --budget alone",
         ),
         (["compress", "quantize", "--from", "..", "--out", ".."], "error: --out and --from are the same run"),
         (

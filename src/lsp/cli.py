@@ -57,6 +57,8 @@ app = typer.Typer(
 )
 compress = typer.Typer(help="Make a classifier smaller or faster. Every stage reads a run and writes one: they chain.")
 app.add_typer(compress, name="compress")
+data = typer.Typer(help="Look at prepared data.")
+app.add_typer(data, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -70,7 +72,8 @@ def start(
 
 
 @compress.callback(invoke_without_command=True)
-def start_compress(context: typer.Context) -> None:
+@data.callback(invoke_without_command=True)
+def start_group(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         console.to_stdout(context.get_help())
 
@@ -125,6 +128,34 @@ def prepare(
     return report(verb.run(text, out, plan, tokenizer, overwrite=overwrite, progress=console.Progress(quiet)), as_json)
 
 
+@data.command(short_help="What training reads, as text with the masks marked.")
+def peek(
+    *,
+    path: Annotated[Path, typer.Argument(metavar="DATA", help="What lsp prepare made.", show_default=False)],
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Rows to show.", min=1)] = 3,
+    step: Annotated[int, typer.Option("--step", metavar="S", help="The batch to begin with.", min=0)] = 0,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    as_json: JsonOpt = False,
+) -> int:
+    """\b
+    lsp data peek data/corpus --rows 2 --set data.masking=word
+
+    Show rows of prepared data as text, documents apart, with what is hidden and
+    what stands there instead, as step S of lsp pretrain with the same recipe
+    reads them (with --valid; without, it holds some rows back).
+    """
+    plan = recipe.load(recipe.Pretrain, recipe_file, changes)
+    need(path, code=Exit.DATA)
+    from lsp.commands import peek as verb
+
+    found = verb.run(path, plan, rows, step)
+    if as_json:
+        return report(found, as_json)
+    console.to_stdout(verb.render(found))
+    return Exit.DONE
+
+
 @app.command(short_help="Text to an encoder: masked language modelling.")
 def pretrain(
     *,
@@ -162,6 +193,11 @@ def pretrain(
     seconds = parse_duration(budget)
     # The default number of steps gives way to a budget; one that was asked for does not.
     plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
+    if seconds and not plan.train.steps and plan.data.mask_rate_end not in (0, plan.data.mask_rate):
+        raise LspError(
+            "data.mask_rate_end is reached at the last step, and with --budget alone no step is known to be the last.",
+            hint="Add --set train.steps=N, or leave out data.mask_rate_end.",
+        )
     need(*data, *valid, code=Exit.DATA)
     need(begin, tokenizer)
     apart(out, begin)
@@ -489,4 +525,4 @@ def cache_folder() -> Path:
 def command_in(words: Sequence[str]) -> str:
     """The command that was asked for, as in `compress quantize`; empty when none can be made out."""
     names = [word for word in words if not word.startswith("-")]
-    return " ".join(names[:2] if names[:1] == ["compress"] else names[:1])
+    return " ".join(names[:2] if names[:1] in (["compress"], ["data"]) else names[:1])

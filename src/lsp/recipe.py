@@ -37,7 +37,9 @@ class Text:
     tokenizer: Literal["unigram", "bpe"] = key("unigram", "SentencePiece model trained when no tokenizer is given")
     lowercase: bool = key(False, "fold case before tokenizing")
     sequence_length: int = key(128, "length of a packed row, in tokens")
-    mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1")
+    mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1; at the first step, if `mask_rate_end` is given")
+    mask_rate_end: float = key(0.0, "share of the tokens to guess at the last step, reached in a straight line; 0 means `mask_rate` throughout")
+    masking: Literal["token", "word", "span"] = key("token", "what is hidden together: single tokens, whole words, or spans of 1 to 10 words")
     text_field: str = key("text", "field of a `.jsonl` line that holds the text")
 
 
@@ -165,7 +167,7 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "dropout", "warmup", "begin", "end", "hard", "average"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lsp import Exit, LspError
 from lsp.data import batches, shards, tokenizer
 from lsp.data.batches import Examples, width_for
-from lsp.data.masking import slots_for
+from lsp.data.masking import drawing, slots_for
 from lsp.data.shards import Rows
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+from lsp.data.words import borders, starts
 
 T = 32
 TEXTS = [f"the {n % 7} cats and {n} dogs " * (1 + n % 5) for n in range(203)]
@@ -97,6 +99,57 @@ def test_an_abandoned_reader_stops_reading(rows: Rows) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(threading.enumerate())
+
+
+def test_the_mask_rate_goes_down_a_line_in_three_shapes(rows: Rows) -> None:
+    dataset = batches.pretraining(rows, batch_size=16, seed=0, mask_rate=0.6, mask_rate_end=0.2, steps=31)
+    read = list(batches.read_ahead(dataset, 0, 31))
+    widths = [batch["slots"].shape[1] for batch in read]
+    assert (
+        widths == [slots_for(0.6, T)] * 10 + [slots_for(0.2 + 0.4 * 2 / 3, T)] * 10 + [slots_for(0.2 + 0.4 / 3, T)] * 11
+    )
+    assert all(equal(batch, dataset[step]) for step, batch in enumerate(read))
+    surplus, variance = 0.0, 0.0
+    for step, batch in enumerate(read):
+        rate, ordinary = 0.6 - 0.4 * step / 30, sum(token > MASK for row in restored(batch) for token in row)
+        wanted = batch["weights"].sum() + batch["overflow"]
+        assert abs(wanted - rate * ordinary) < 4 * (rate * (1 - rate) * ordinary) ** 0.5
+        surplus, variance = surplus + wanted - rate * ordinary, variance + rate * (1 - rate) * ordinary
+    assert abs(surplus) < 4 * variance**0.5
+
+
+def test_a_changing_rate_needs_to_know_the_steps(rows: Rows) -> None:
+    with pytest.raises(LspError, match="number of steps is not known") as raised:
+        batches.pretraining(rows, batch_size=4, seed=0, mask_rate=0.3, mask_rate_end=0.15)
+    assert raised.value.code == Exit.USAGE
+    assert "train.steps" in raised.value.hint
+    same = [batches.pretraining(rows, batch_size=4, seed=0, mask_rate=0.3, mask_rate_end=end)[5] for end in (0.0, 0.3)]
+    assert equal(*same)
+
+
+@pytest.mark.parametrize("masking", ["word", "span"])
+def test_batches_hide_whole_words_of_a_real_tokenizer(rows: Rows, words: Tokenizer, masking: str) -> None:
+    codes = borders(words.pieces(range(words.size)))
+    dataset = batches.pretraining(rows, batch_size=8, seed=0, mask_rate=0.2, draw=drawing(masking, words))
+    overflow = 0
+    for step in range(12):
+        batch = dataset[step]
+        before, found = np.array(restored(batch)), np.zeros((8, T + 1), bool)
+        found[np.arange(8)[:, None], np.where(batch["weights"] == 1, batch["slots"], T)] = True
+        inside = ~starts(codes[before])[:, 1:]
+        assert (found[:, 1:T] == found[:, : T - 1])[inside].all()
+        overflow += int(batch["overflow"] > 0)
+    assert overflow < 12
+    assert equal(
+        dataset[3], batches.pretraining(rows, batch_size=8, seed=0, mask_rate=0.2, draw=drawing(masking, words))[3]
+    )
+
+
+def test_row_numbers_say_which_rows_a_batch_holds(rows: Rows) -> None:
+    numbers = batches.row_numbers(rows, batch_size=5, seed=3)
+    dataset = batches.pretraining(rows, batch_size=5, seed=3, mask_rate=0.15)
+    for step in (0, 7, 200):
+        assert restored(dataset[step]) == [tuple(row) for row in rows.take(numbers[step]).tolist()]
 
 
 def test_evaluation_has_every_row_once_under_the_same_masks(rows: Rows) -> None:

@@ -10,6 +10,7 @@ from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress.quantize import dequantize
 from lsp.data import batches, shards, text
+from lsp.data.masking import drawing
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
@@ -60,7 +61,13 @@ def run(
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if budget else counted(recipe.train, len(train_rows))
             dataset = batches.pretraining(
-                train_rows, batch_size=train.batch_size, seed=train.seed, mask_rate=recipe.data.mask_rate
+                train_rows,
+                batch_size=train.batch_size,
+                seed=train.seed,
+                mask_rate=recipe.data.mask_rate,
+                mask_rate_end=recipe.data.mask_rate_end,
+                steps=train.steps,
+                draw=drawing(recipe.data.masking, words),
             )
             meter = MaskedLM(config)
             plan = Plan(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lsp.data.masking import mask, slots_for
+from lsp import LspError
+from lsp.data.masking import Draw, Rates, mask, single_tokens, slots_for, slots_seen
 from lsp.data.shards import Rows, Subset, segments
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
@@ -28,27 +29,54 @@ Batch = dict[str, np.ndarray]
 
 EVALUATION_SEED = 0x15B  # evaluation masks are the same in every run, so their losses compare
 EVALUATION_RATE = 0.15
+SAMPLE = 2048  # rows that are looked at to know how many slots words and spans need
 POOL = 64  # batches whose examples are sorted by length together
 AHEAD = 8  # batches read ahead
 THREADS = 2  # that read them; NumPy lets go of the interpreter lock for the larger copies only
 
 
-def pretraining(rows: Rows | Subset, *, batch_size: int, seed: int, mask_rate: float) -> "MapDataset":
+def pretraining(
+    rows: Rows | Subset,
+    *,
+    batch_size: int,
+    seed: int,
+    mask_rate: float,
+    mask_rate_end: float = 0.0,
+    steps: int = 0,
+    draw: Draw = single_tokens,
+) -> "MapDataset":
     """Endless masked batches; `dataset[step]` is the same whoever asks and whenever.
 
     A batch holds tokens and segments int32 [B, T], slots and targets int32 [B, K], weights float32 [B, K] and the
     int32 scalar overflow (positions drawn beyond the slots). Every row comes once an epoch, in a new order each time.
-    """
-    from grain import MapDataset  # imports jax: 2 s that evaluation and prediction can spare
 
-    slots = slots_for(mask_rate, rows.sequence_length)
+    The mask rate goes from `mask_rate` to `mask_rate_end` (0 means that it stays) as `Rates` says, and K with it, in
+    steps. Raises LspError (exit 2) when the rate should change and the number of steps is not known.
+    """
+    rates = Rates(mask_rate, mask_rate_end or mask_rate, steps)
+    if rates.first != rates.last and steps < 1:
+        raise LspError(
+            f"The mask rate should reach {mask_rate_end} at the last step, and the number of steps is not known.",
+            hint="Say it: --set train.steps=N, or leave out data.mask_rate_end.",
+        )
+    if draw is single_tokens:
+        slots = {rate: slots_for(rate, rows.sequence_length) for rate in set(rates.stages())}
+    else:
+        sample = rows.take(np.linspace(0, len(rows) - 1, SAMPLE).astype(np.int64))
+        slots = {rate: slots_seen(rate, sample, draw) for rate in set(rates.stages())}
 
     def batch_at(step: int, chosen: np.ndarray) -> Batch:
         epochs = (step * batch_size + np.arange(batch_size)) // len(rows)
-        return _masked(rows, chosen, epochs, seed, mask_rate, slots)
+        return _masked(rows, chosen, epochs, seed, rates.at(step), slots[rates.highest(step)], draw)
 
-    numbers = MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat()
-    return numbers.batch(batch_size).map_with_index(batch_at)
+    return row_numbers(rows, batch_size=batch_size, seed=seed).map_with_index(batch_at)
+
+
+def row_numbers(rows: Rows | Subset, *, batch_size: int, seed: int) -> "MapDataset":
+    """Which rows each batch of `pretraining` holds: `dataset[step]` is an integer array [B]."""
+    from grain import MapDataset  # imports jax: 2 s that evaluation and prediction can spare
+
+    return MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat().batch(batch_size)
 
 
 def evaluation(rows: Rows | Subset, batch_size: int, mask_rate: float = EVALUATION_RATE) -> "FixedBatches":
@@ -172,10 +200,18 @@ def width_for(length: int) -> int:
 
 
 def _masked(
-    rows: Rows | Subset, chosen: np.ndarray, epochs: np.ndarray | int, seed: int, rate: float, slots: int
+    rows: Rows | Subset,
+    chosen: np.ndarray,
+    epochs: np.ndarray | int,
+    seed: int,
+    rate: float,
+    slots: int,
+    draw: Draw = single_tokens,
 ) -> Batch:
     tokens = rows.take(chosen)
-    masked = mask(tokens, chosen, epoch=epochs, seed=seed, rate=rate, slots=slots, vocab_size=rows.vocab_size)
+    masked = mask(
+        tokens, chosen, epoch=epochs, seed=seed, rate=rate, slots=slots, vocab_size=rows.vocab_size, draw=draw
+    )
     return {
         "tokens": masked.tokens,
         "segments": segments(tokens),
