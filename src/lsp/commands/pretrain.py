@@ -52,7 +52,7 @@ def run(
             out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
         ) as held:
             if held.complete:
-                return held.result()
+                return held.result() if processes.first() else {}
             base = checkpoint.open(start).expect("words") if start else None
             rows = _rows(readable, held.path, recipe, start or tokenizer, progress)
             words = Tokenizer.load(rows.path)
