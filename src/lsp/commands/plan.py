@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lsp import LspError
 from lsp import recipe as recipes
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ def run(
 
     `mfu` 0 is the table's share of the peak, `tokens` 0 the recipe's steps, `price` money for an hour of one device.
     """
+    rows = recipe.train.batch_size * recipe.data.sequence_length
+    steps = round(tokens / rows) if tokens else recipe.train.steps
+    if not steps:
+        raise LspError(
+            "The recipe counts no steps.", hint="Add --tokens N, as in --tokens 1e9, or --set train.steps=N."
+        )
     imitate(1 if topology else devices)
     import jax
 
@@ -51,8 +58,6 @@ def run(
 
     step = compiled(recipe, "")
     time = forecast.time(recipe, step, len(places), chip, mfu or chip.mfu)
-    rows = recipe.train.batch_size * recipe.data.sequence_length
-    steps = round(tokens / rows) if tokens else recipe.train.steps
     hours = steps * time.step * len(places) / 3600
     limit = round(USABLE * chip.memory)
     made = {
@@ -101,6 +106,7 @@ def imitate(devices: int) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}".strip()
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # what was kept is not compiled again, and nothing warned of
 
 
 def fixes(recipe: recipes.Pretrain, step: "Step", limit: int) -> Iterator[tuple[str, recipes.Pretrain]]:

@@ -119,7 +119,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
     meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh)
     config, train = model(recipe), recipe.train
     with jax.set_mesh(mesh):
-        tx = optimizer.adamw(train)
+        tx = optimizer.make(train)
         state, batch = _state(config, tx, mesh), _batch(recipe, mesh)
         step = make_train_step(
             graphdef(config),
@@ -131,7 +131,9 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
         )
         began = monotonic()
         with _said() as said:
-            lowered = step.lower(state, None, batch, jax.ShapeDtypeStruct((), jnp.int32))
+            lowered = step.lower(
+                state, None, batch, *(jax.ShapeDtypeStruct((), kind) for kind in (jnp.int32, jnp.float32))
+            )
             try:
                 compiled = lowered.compile()
             except jax.errors.JaxRuntimeError as error:
