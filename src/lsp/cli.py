@@ -449,6 +449,48 @@ def inspect(*, run: RunArg, as_json: JsonOpt = False) -> int:
     return report(verb.run(run), as_json)
 
 
+@app.command(short_help="What a pretraining recipe takes, before any of it is spent.")
+def plan(
+    *,
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML for lsp pretrain.", show_default=False)],
+    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Devices that share the work.")] = 1,
+    accelerator: Annotated[
+        str,
+        typer.Option("--accelerator", metavar="NAME", help="As in h200 or v5e; this processor if left out."),
+    ] = "",
+    topology: Annotated[
+        str, typer.Option("--topology", metavar="KIND:SHAPE", help="A TPU slice, as in v5e:16x16; needs lsp[tpu].")
+    ] = "",
+    mfu: Annotated[
+        float, typer.Option("--mfu", metavar="SHARE", min=0.0, max=1.0, help="Share of the peak that is reached.")
+    ] = 0.0,
+    price: Annotated[float, typer.Option("--price", metavar="MONEY", min=0.0, help="Of a device for an hour.")] = 0.0,
+    tokens: Annotated[
+        float, typer.Option("--tokens", metavar="N", min=0.0, help="Train on so many, as in 1e12, not train.steps.")
+    ] = 0.0,
+    changes: SetOpt,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp plan recipes/pretrain/base.toml --devices 8 --accelerator h200 --price 3.5
+
+    Memory by kind, traffic between devices, time, cost and disk of a recipe, from
+    compiling its real training step, with nothing allocated: for devices imitated
+    on this one, or for the chips of a TPU slice with the TPU compiler, which needs
+    no TPU.
+    """
+    chosen = recipe.load(recipe.Pretrain, recipe_file, changes)
+    if topology and (accelerator or devices > 1):
+        raise LspError("--topology says kind and number of devices itself.", hint="Leave out the other two options.")
+    from lsp.commands import plan as verb
+
+    made = verb.run(
+        recipe_file, chosen, devices, accelerator, topology, mfu, price, tokens, progress=console.Progress(quiet)
+    )
+    return report(made, as_json)
+
+
 @app.command(short_help="Is every byte of a run as it was written?")
 def verify(*, run: RunArg, as_json: JsonOpt = False) -> int:
     """\b

@@ -17,6 +17,7 @@ from flax import nnx
 from lsp.model import attention
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.int8 import Int8, matmul, take
+from lsp.model.sharding import hold
 
 Tree = dict[Any, Any]
 
@@ -178,20 +179,20 @@ class Model(nnx.Module):
         positions_BT = attention.positions(segments_BT)
         x_BTD = self.embeddings(tokens_BT, positions_BT, types_BT).astype(self.embeddings.norm.scale[...].dtype)
         keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
-        x_BTD = drop(x_BTD, self.config.dropout, keys[-1])
+        x_BTD = hold(drop(x_BTD, self.config.dropout, keys[-1]), "BTD")
         turns = {}
         if self.config.preset == "modern":
             turns = {s: attention.rotary(positions_BT, s) for s in {layer.head_size for layer in self.config.layers}}
         for layer, shape, layer_key in zip(self.layers, self.config.layers, keys, strict=False):
-            x_BTD = layer(x_BTD, segments_BT, turns.get(shape.head_size), layer_key)
+            x_BTD = hold(layer(x_BTD, segments_BT, turns.get(shape.head_size), layer_key), "BTD")
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
         """Logits over the vocabulary [B, K, V], fp32, at the given positions only."""
         # A product with one-hot rows is exact, and so is its gradient, which is a product too and no scatter.
         onehot_BKT = jax.nn.one_hot(slots_BK, hidden_BTD.shape[1], dtype=hidden_BTD.dtype)
-        hidden_BKD = jnp.einsum("bkt,btd->bkd", onehot_BKT, hidden_BTD)
-        return self.words(hidden_BKD, self.embeddings.tokens.table.get_value())
+        hidden_BKD = hold(jnp.einsum("bkt,btd->bkd", onehot_BKT, hidden_BTD), "BKD")
+        return hold(self.words(hidden_BKD, self.embeddings.tokens.table.get_value()), "BKV")
 
     def classify(
         self,

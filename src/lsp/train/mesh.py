@@ -1,6 +1,5 @@
-"""Where arrays live: a mesh of devices with axes data, fsdp and tensor, and one table that says what is split."""
+"""A mesh of devices with axes data, fsdp and tensor, and arrays placed on it by the tables of model/sharding.py."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from lsp import Exit, LspError
 from lsp import recipe as recipes
-
-# A parameter's place by the end of its path; the optimizer's moments carry the same path and so the same place.
-# `tensor` splits a matrix by heads or by feed-forward units, so a layer needs one sum over devices, after `out`
-# and `down` (Shoeybi et al., 2019); `fsdp` splits what is left, gathered when used (Rajbhandari et al., 2020).
-# Heads and norms are small and stay whole: splitting the masked-LM head's dense layer over fsdp and tensor gave wrong
-# gradients on a 2×2×2 mesh of CPU devices (jaxlib 0.10.2).
-TABLE = (
-    (r"(qkv|up|gate)\.kernel", P("fsdp", "tensor")),
-    (r"(out|down)\.kernel", P("tensor", "fsdp")),
-    (r"(qkv|up)\.bias", P("tensor")),
-    (r"tokens\.table", P("tensor", "fsdp")),
-    (r"(positions|types)\.table", P(None, "fsdp")),
-)
-ROWS = P(("data", "fsdp"))
+from lsp.model import sharding
 
 
 def make(recipe: recipes.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -46,22 +32,14 @@ def make(recipe: recipes.Mesh, devices: Sequence[jax.Device] | None = None) -> M
 def place(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for each leaf of a tree of arrays or shapes."""
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
-        name = ".".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
-        spec = next((spec for pattern, spec in TABLE if re.search(pattern + "$", name)), P())
-        return NamedSharding(mesh, P(*(axis if fits(leaf, i, axis, mesh) else None for i, axis in enumerate(spec))))
-
-    return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def fits(leaf: Any, dimension: int, axis: str | None, mesh: Mesh) -> bool:
-    """Whether the dimension can be cut evenly; one that can't (a pruned width, say) is kept whole."""
-    return axis is not None and dimension < len(leaf.shape) and leaf.shape[dimension] % mesh.shape[axis] == 0
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, sharding.parameter(path, leaf.shape, mesh)), tree
+    )
 
 
 def send(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """A host batch on the devices, its rows split over data and fsdp; each process sends those of its own devices."""
-    return spread(batch, dict.fromkeys(batch, NamedSharding(mesh, ROWS)))
+    return spread(batch, dict.fromkeys(batch, NamedSharding(mesh, P(sharding.ROWS))))
 
 
 def spread(tree: Any, places: Any) -> Any:
@@ -78,9 +56,13 @@ def spread(tree: Any, places: Any) -> Any:
 
 def each(values: Any, mesh: Mesh) -> Any:
     """A tree of numbers, of which every process may have others, as float32 [devices]: one for each device."""
-    place = NamedSharding(mesh, P(mesh.axis_names))
     own = np.ones(len(mesh.local_devices), np.float32)
-    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(place, own * value), values)
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(everywhere(mesh), own * value), values)
+
+
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """One element of an array on each device."""
+    return NamedSharding(mesh, P(mesh.axis_names))
 
 
 def gathered(tree: Any) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from lsp.model.sharding import gather
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Objective
 
@@ -48,7 +49,7 @@ def make_train_step(
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
         cast = params if precision == "fp32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-        loss, metrics = objective.loss(nnx.merge(graphdef, cast), frozen, batch, key)
+        loss, metrics = objective.loss(nnx.merge(graphdef, gather(cast)), frozen, batch, key)
         return loss.total, (loss, metrics)
 
     def gradients(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Mean]]:

@@ -1,0 +1,251 @@
+"""What a training step will take, found by compiling the real one for devices that need not be there: shapes only,
+nothing allocated."""
+
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lsp import Exit, LspError
+from lsp import recipe as recipes
+from lsp.data.masking import slots_for
+from lsp.model import cost, sharding
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import graphdef, shapes
+from lsp.train import mesh as meshes
+from lsp.train import optimizer
+from lsp.train.accelerators import Accelerator
+from lsp.train.collectives import Collective, collectives
+from lsp.train.objectives import Objective, masked_lm
+from lsp.train.step import Signals, TrainState, make_train_step
+
+# What XLA's partitioner says when it finds no better way from one split to another.
+REMATERIALISED = "Involuntary full rematerialization"
+
+
+class Memory(NamedTuple):
+    """Bytes of one device during a step. Gradients are counted, not seen: a program has no name for them, so they are
+    taken off what it says of its temporaries."""
+
+    parameters: int
+    optimizer: int
+    batch: int
+    gradients: int
+    activations: int  # and every other temporary
+    program: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class Step(NamedTuple):
+    """A compiled step: what it takes on one device, the sizes of the mesh, what crosses between devices, bytes of a
+    checkpoint to go on from, and what went wrong with the sharding, in sentences. A step that is too large for the
+    TPU that it was compiled for has no collectives: its compiler stops there."""
+
+    memory: Memory
+    mesh: dict[str, int]
+    collectives: list[Collective]
+    checkpoint: int
+    warnings: list[str]
+    compile_seconds: float
+
+
+class Time(NamedTuple):
+    """Seconds of a step in each of three resources that work side by side; the slowest decides (Williams et al.,
+    2009). What is not hidden behind it comes on top: this is a lower bound, but for the share of the peak."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def step(self) -> float:
+        return max(self)
+
+    @property
+    def bound(self) -> str:
+        return max(zip(self, self._fields, strict=True))[1]
+
+
+def tpu_slice(topology: str) -> Sequence[Any]:
+    """Descriptions of the chips of a slice such as `v5e:16x16`, for the compiler in libtpu, which needs no TPU.
+
+    Raises LspError: exit 5 without libtpu, 2 when it knows no such slice.
+    """
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise LspError(
+            "The TPU compiler is missing: it comes with libtpu, in the extra `tpu`.",
+            hint="Install it: pip install 'lsp[tpu]'",
+            code=Exit.MACHINE,
+        ) from None
+    from jax.experimental import topologies
+
+    # What libtpu would ask a TPU's host for.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except Exception as error:
+        first = str(error).splitlines()[0][:200]
+        raise LspError(
+            f"The TPU compiler does not know {topology}: {first}", hint="As in v5e:16x16, v5p:4x4x4."
+        ) from None
+
+
+def model(recipe: recipes.Pretrain) -> ModelConfig:
+    """Before there is data, the vocabulary has the size that the recipe asks for."""
+    return ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
+
+
+def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
+    """The step that `lsp pretrain` would run on these devices. Raises LspError (exit 2 or 5) when batch or mesh do not
+    fit them, and what XLA raises when memory does not suffice."""
+    mesh = meshes.make(recipe.mesh, devices)
+    meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh)
+    config, train = model(recipe), recipe.train
+    with jax.set_mesh(mesh):
+        tx = optimizer.make(train)
+        state, batch = _state(config, tx, mesh), _batch(recipe, mesh)
+        step = make_train_step(
+            graphdef(config),
+            Objective(masked_lm),
+            tx,
+            seed=train.seed,
+            accumulate=train.accumulate,
+            precision=train.precision,
+        )
+        began = monotonic()
+        with _said() as said:
+            said_by_each = jax.ShapeDtypeStruct((mesh.size,), jnp.float32, sharding=meshes.everywhere(mesh))
+            signals = Signals(said_by_each, said_by_each)
+            lowered = step.lower(state, None, batch, jax.ShapeDtypeStruct((), jnp.int32), signals)
+            try:
+                compiled = lowered.compile()
+            except jax.errors.JaxRuntimeError as error:
+                memory, found = _too_large(str(error), state, batch), []
+            else:
+                stats = compiled.memory_analysis()
+                # What a step returns beside the state that it overwrites is a few numbers, if donation worked.
+                temporaries = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes)
+                found = collectives(compiled.as_text(), mesh.size)
+        took = monotonic() - began
+    checkpoint = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state))
+    warnings = [*_rematerialised(said), *_gathered(found, state.params, mesh)]
+    return Step(memory, dict(mesh.shape), found, checkpoint, warnings, took)
+
+
+def flops(recipe: recipes.Pretrain) -> int:
+    """FLOPs of a step over all devices, of needed work only: nothing computed again, nothing but products."""
+    length = recipe.data.sequence_length
+    row = cost.forward_flops(model(recipe), length, slots_for(recipe.data.mask_rate, length))
+    return 3 * row * recipe.train.batch_size
+
+
+def time(recipe: recipes.Pretrain, step: Step, devices: int, accelerator: Accelerator, mfu: float) -> Time:
+    """A step by a roofline. State is read and written once a step and read twice more a micro-batch, each temporary
+    written and read once; what crosses between devices does so at the link's full rate."""
+    memory, parts = step.memory, recipe.train.accumulate
+    once, often = memory.parameters + memory.optimizer, memory.parameters + memory.gradients + memory.activations
+    moved = 2 * once + 2 * parts * often
+    sent = sum(each.bytes for each in step.collectives)
+    peak = accelerator.peak(recipe.train.precision)
+    return Time(flops(recipe) / devices / (peak * mfu), moved / accelerator.bandwidth, sent / accelerator.link)
+
+
+def _state(config: ModelConfig, tx: Any, mesh: Mesh) -> TrainState:
+    with jax.numpy_dtype_promotion("standard"):
+        state = jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, tx.init(params)), shapes(config))
+    places = meshes.place(state, mesh)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
+
+
+def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `data/batches.pretraining` makes, as shapes."""
+    rows, length = recipe.train.batch_size, recipe.data.sequence_length
+    slots = slots_for(recipe.data.mask_rate, length)
+    widths = {"tokens": length, "segments": length, "slots": slots, "targets": slots, "weights": slots}
+    place = NamedSharding(mesh, P(sharding.ROWS))
+    return {
+        name: jax.ShapeDtypeStruct((rows, width), jnp.float32 if name == "weights" else jnp.int32, sharding=place)
+        for name, width in widths.items()
+    }
+
+
+def _memory(state: TrainState, batch: Any, temporaries: int, program: int) -> Memory:
+    parameters = _bytes(state.params)
+    gradients = min(parameters, temporaries)
+    return Memory(parameters, _bytes(state.opt_state), _bytes(batch), gradients, temporaries - gradients, program)
+
+
+def _too_large(text: str, state: TrainState, batch: Any) -> Memory:
+    """The memory of a step that the TPU compiler refuses, from its own words; any other text is an error."""
+    match = re.search(r"temporaries \(([\d.]+)([MGT])\)|Used ([\d.]+)([MGT]) of", text)
+    if match is None:
+        raise RuntimeError(text)
+    number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
+    used = round(float(number) * {"M": 2**20, "G": 2**30, "T": 2**40}[unit])
+    return _memory(state, batch, used if match[1] else used - _bytes((state, batch)), 0)
+
+
+def _rematerialised(said: list[str]) -> Iterator[str]:
+    """The compiler's own complaints, each array once."""
+    arrays = {
+        match[1] for line in said if (match := re.search(REMATERIALISED + r".* HLO operation %\S+ = (\S+)", line))
+    }
+    for array in sorted(arrays):
+        yield f"the compiler moves {array} by gathering it whole on every device"
+
+
+def _gathered(found: list[Collective], params: Any, mesh: Mesh) -> Iterator[str]:
+    """All-gathers of anything but parameters, and every all-to-all: activations that are moved for want of a place.
+
+    A parameter may be gathered as a matrix of other dimensions of the same sizes; what is smaller than a megabyte is
+    the compiler's own business.
+    """
+    known = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        used = NamedSharding(mesh, sharding.parameter(path, leaf.shape, mesh, gathered=True))
+        known |= {tuple(sorted(shape)) for shape in (leaf.shape, used.shard_shape(leaf.shape))}
+    for each in found:
+        for shape in each.shapes if each.kind in ("all-gather", "all-to-all") else ():
+            if tuple(sorted(size for size in shape if size > 1)) not in known and 2 * math.prod(shape) > 1e6:
+                yield f"an {each.kind} over {each.group} devices moves {list(shape)}, which is no parameter"
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes of a tree's shards on one device."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+@contextmanager
+def _said() -> Iterator[list[str]]:
+    """Takes what is written to stderr, by C++ too, and leaves it in the list at the end."""
+    said: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said += file.read().decode(errors="replace").splitlines()
