@@ -38,7 +38,8 @@ class Text:
     lowercase: bool = key(False, "fold case before tokenizing")
     sequence_length: int = key(128, "length of a packed row, in tokens")
     mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1")
-    text_field: str = key("text", "field of a `.jsonl` line that holds the text")
+    text_field: str = key("text", "field of a `.jsonl` line, or column of a table, that holds the text")
+    deduplicate: bool = key(False, "leave out documents that came before, white space at their ends aside")
 
 
 @dataclasses.dataclass(frozen=True)

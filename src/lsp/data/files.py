@@ -189,7 +189,7 @@ def decompressed(raw: Any, path: str) -> Any:
     if first.startswith(b"\xfd7zXZ\x00"):
         return lzma.LZMAFile(raw)
     if first.startswith(b"\x28\xb5\x2f\xfd"):
-        return io.BufferedReader(_Zstd(raw, path), 1 << 20)
+        return io.BufferedReader(_Zstd(raw, path), 1 << 14)
     for magic, (found, hint) in FOREIGN.items():
         if first.startswith(magic):
             raise unusable(f"{title(path)} is {found}.", hint.format(path=title(path)))
@@ -219,7 +219,7 @@ class _Zstd(io.RawIOBase):
             raise lacking("zstandard", path) from None
         self.raw, self.library = raw, zstandard
         self.frame: Any = None  # None between two frames
-        self.fed = self.made = b""
+        self.fed, self.made = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
@@ -233,7 +233,7 @@ class _Zstd(io.RawIOBase):
                 return 0
             self.frame = self.frame or self.library.ZstdDecompressor().decompressobj()
             try:
-                self.made = self.frame.decompress(self.fed)
+                self.made = memoryview(self.frame.decompress(self.fed))
             except self.library.ZstdError as error:
                 raise EOFError(str(error)) from None
             self.fed = self.frame.unused_data if self.frame.eof else b""

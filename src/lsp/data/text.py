@@ -11,7 +11,8 @@ import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ class Stretch(NamedTuple):
 
 def lines(
     path: str, read: Callable[[int], object] | None = None, begin: int = 0, end: int | None = None
-) -> Iterator[tuple[int, str]]:
+) -> Generator[tuple[int, str], None, None]:
     r"""Lines with their numbers from 1, decoded, without their end: split at `\n` only, one `\r` before it dropped.
 
     gzip, xz and zstd are known by their first bytes, whatever the name. `read` is told how many stored bytes were
@@ -158,15 +159,15 @@ def _documents(stretch: Stretch, field: str, read: Callable[[int], object] | Non
     if path != STDIN and files.begins(path, TABLES):
         yield from columns.strings(path, field, read)
         return
-    numbered = lines(path, read, begin, end)
-    first: list[tuple[int, str]] = []
-    if path == STDIN:  # which can be read only once
-        first = list(itertools.islice(numbered, 1))
-        keyed = bool(first) and first[0][1].lstrip().startswith("{")
-    else:
-        keyed = _of_records(path)
-    numbered = itertools.chain(first, numbered)
-    yield from _fields(path, numbered, field) if keyed else _paragraphs(numbered)
+    with closing(lines(path, read, begin, end)) as numbered:
+        first: list[tuple[int, str]] = []
+        if path == STDIN:  # which can be read only once
+            first = list(itertools.islice(numbered, 1))
+            keyed = bool(first) and first[0][1].lstrip().startswith("{")
+        else:
+            keyed = _of_records(path)
+        every = itertools.chain(first, numbered)
+        yield from _fields(path, every, field) if keyed else _paragraphs(every)
 
 
 def _of_records(path: str) -> bool:
