@@ -18,7 +18,7 @@ RECIPE = ["--recipe", "--set"]
 # Names that pipelines use. Adding one is fine; the day one goes, its users need a release of warning.
 OPTIONS = {
     "demo": ["--out", "--overwrite", *JSON],
-    "prepare": ["--out", "--tokenizer", "--vocab-size", "--seq-len", *RECIPE, "--overwrite", *JSON],
+    "prepare": ["--out", "--tokenizer", "--part", "--vocab-size", "--seq-len", *RECIPE, "--overwrite", *JSON],
     "data peek": ["--rows", "--step", *RECIPE, "--json"],
     "pretrain": [
         *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget", "--overwrite", *JSON],

@@ -93,6 +93,25 @@ def need(*paths: Path | str | None, code: Exit = Exit.ARTIFACT) -> None:
         )
 
 
+def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int, int] | None:
+    """(2, 8) for `2/8`, None for an empty text. Raises LspError for what is no share, or can't be shared out."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise LspError(f"--part {text} is no share.", hint="Write K/N with K from 1 to N, as in --part 2/8.")
+    if tokenizer is None:
+        raise LspError(
+            "--part has no tokenizer, and all parts need the same.",
+            hint="Add --tokenizer DIR: any run or prepared data has one, made from a part of the text perhaps.",
+        )
+    if overwrite:
+        raise LspError(
+            "--overwrite would take away what the other parts made.", hint="Delete --out first, or leave it out."
+        )
+    return int(match[1]), int(match[2])
+
+
 def apart(out: Path, begin: Path | None) -> None:
     """Raises LspError when a command would write over what it reads."""
     if begin is not None and out.resolve() == begin.resolve():

@@ -42,6 +42,7 @@ from lsp.arguments import (
     apart,
     need,
     parse_duration,
+    parse_part,
     spread,
 )
 from lsp.failures import explain
@@ -101,9 +102,18 @@ def demo(
 @app.command(short_help="Raw text to packed rows of tokens.")
 def prepare(
     *,
-    text: Annotated[list[str], typer.Argument(metavar="TEXT", help=".txt or .jsonl, also .gz .xz; - is stdin.")],
+    text: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TEXT",
+            help=".txt .jsonl .parquet, also .gz .xz .zst; gs://… s3://…; - is stdin; or NAME=WEIGHT:TEXT.",
+        ),
+    ],
     out: OutOpt,
     tokenizer: TokenizerOpt = None,
+    part: Annotated[
+        str, typer.Option("--part", metavar="K/N", help="Make the K-th of N shares only, beside other processes.")
+    ] = "",
     vocab_size: Annotated[int | None, typer.Option("--vocab-size", metavar="N", help="Sets data.vocab_size.")] = None,
     seq_len: Annotated[int | None, typer.Option("--seq-len", metavar="N", help="Sets data.sequence_length.")] = None,
     recipe_file: RecipeOpt = None,
@@ -116,16 +126,21 @@ def prepare(
     lsp prepare corpus/ --vocab-size 8192 --seq-len 128 --out data/corpus
 
     Train a tokenizer on raw text, unless one is given, and pack the text into
-    rows of tokens for pretraining. TEXT is files, folders or globs.
+    rows of tokens for pretraining. TEXT is files, folders or globs, datasets
+    saved to disk, or addresses; with NAME=WEIGHT:TEXT each source fills its
+    share of an epoch. The same command continues what was stopped, and finishes
+    what processes with --part K/N and the same --out began.
     """
     sizes = {"data.vocab_size": vocab_size, "data.sequence_length": seq_len}
     given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
     plan = recipe.load(recipe.Prepare, recipe_file, [*given, *changes])
-    need(*text, code=Exit.DATA)
+    share = parse_part(part, tokenizer, overwrite)
+    need_text(*text)
     need(tokenizer)
     from lsp.commands import prepare as verb
 
-    return report(verb.run(text, out, plan, tokenizer, overwrite=overwrite, progress=console.Progress(quiet)), as_json)
+    made = verb.run(text, out, plan, tokenizer, overwrite=overwrite, progress=console.Progress(quiet), part=share)
+    return report(made, as_json)
 
 
 @data.command(short_help="What training reads, as text with the masks marked.")
@@ -161,7 +176,7 @@ def pretrain(
     *,
     data: Annotated[
         list[str],
-        typer.Option("--data", metavar="PATH...", help="Prepared data, or text files, folders, globs; - is stdin."),
+        typer.Option("--data", metavar="PATH...", help="Prepared data, or text as for lsp prepare; - is stdin."),
     ],
     out: OutOpt,
     valid: Annotated[
@@ -198,7 +213,8 @@ def pretrain(
             "data.mask_rate_end is reached at the last step, and with --budget alone no step is known to be the last.",
             hint="Add --set train.steps=N, or leave out data.mask_rate_end.",
         )
-    need(*data, *valid, code=Exit.DATA)
+    need_text(*data)
+    need_text(*valid)
     need(begin, tokenizer)
     apart(out, begin)
     launch = launched(coordinator, count, index)
@@ -519,6 +535,14 @@ def doctor(*, as_json: JsonOpt = False) -> int:
     found = verb.run()
     report(found, as_json)
     return Exit.MACHINE if found["status"] == "failed" else Exit.DONE
+
+
+def need_text(*arguments: str) -> None:
+    """Raises LspError when an argument that names raw text is badly weighted, or a path on this machine is missing."""
+    from lsp.data import files, remote
+
+    paths = [path for source in files.sources(arguments) for path in source.paths]
+    need(*(path for path in paths if not remote.is_remote(path)), code=Exit.DATA)
 
 
 def report(made: dict[str, Any], as_json: bool) -> int:

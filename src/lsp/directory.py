@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,18 @@ from lsp.recipe import differences
 __all__ = ["Run", "claim", "identity", "read", "seal", "sha256", "write_atomically"]
 
 # Everything lsp writes into a run, in the order in which `--overwrite` takes it away: first what makes it complete.
-WRITTEN = ("manifest.json", "result.json", "metrics.jsonl", "recipe.toml", "params", "params.tmp", "tokenizer", "rows")
+WRITTEN = (
+    "manifest.json",
+    "result.json",
+    "metrics.jsonl",
+    "recipe.toml",
+    "params",
+    "params.tmp",
+    "tokenizer",
+    "rows",
+    "parts",
+)
+PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
 WORK = ("manifest.json", "params", "tokenizer", "rows", "train")
 
 
@@ -42,8 +53,12 @@ class Run:
 
 
 @contextmanager
-def claim(out: Path, *, command: str, recipe: str, inputs: dict[str, str], overwrite: bool = False) -> Iterator[Run]:
+def claim(
+    out: Path, *, command: str, recipe: str, inputs: dict[str, str], overwrite: bool = False, shared: bool = False
+) -> Iterator[Run]:
     """The run at `out`, made, continued, or found complete; nobody else writes there until the block ends.
+
+    With `shared` others may that ask for the same, and what they write has locks of its own.
 
     `recipe` is the dumped recipe and `inputs` maps each input to its hash; with `command` they decide whether this is
     the same run. A complete run is yielded without touching a byte of it. A failure inside is written to result.json.
@@ -59,12 +74,15 @@ def claim(out: Path, *, command: str, recipe: str, inputs: dict[str, str], overw
             yield finished
             return
         _make(out)
-        with only_writer(out):
+        with ExitStack() as held:
+            held.enter_context(only_writer(out, patience=PATIENCE if shared else 0))
             finished = None if overwrite else _finished(out, asked)  # another process may just have completed it
             if finished:
                 yield finished
                 return
             _begin(out, asked, overwrite)
+            if shared:
+                held.close()
             try:
                 with machine_errors(out):
                     yield Run(out, command, inputs)

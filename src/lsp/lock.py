@@ -4,6 +4,7 @@ import fcntl
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,18 +13,21 @@ from lsp import Exit, LspError
 
 
 @contextmanager
-def only_writer(directory: Path) -> Iterator[None]:
+def only_writer(directory: Path, patience: float = 0) -> Iterator[None]:
     """Holds `directory` until the block ends. Raises LspError (exit 75), naming the owner, when another process does.
+
+    With `patience` the other one is waited for, that many seconds.
 
     Two locks are taken. The one on the directory itself cannot be deleted by a person who thinks it stale; network
     file systems that refuse it still have the one on `.lock`, whose text says who holds it.
     """
     lock = directory / ".lock"
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    until = time.monotonic() + patience
     try:
         with suppress(OSError):  # NFS locks only files that are open for writing
-            _take(folder, lock)
-        file = _take_file(lock)
+            _take(folder, lock, until)
+        file = _take_file(lock, until)
         try:
             os.ftruncate(file, 0)
             os.write(file, f"{socket.gethostname()} process {os.getpid()} token {secrets.token_hex(8)}\n".encode())
@@ -35,11 +39,11 @@ def only_writer(directory: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _take_file(lock: Path) -> int:
+def _take_file(lock: Path, until: float) -> int:
     while True:
         file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
-            _take(file, lock)
+            _take(file, lock, until)
             if os.fstat(file).st_ino == lock.stat().st_ino:
                 return file
         except FileNotFoundError:
@@ -50,10 +54,15 @@ def _take_file(lock: Path) -> int:
         os.close(file)
 
 
-def _take(descriptor: int, lock: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+def _take(descriptor: int, lock: Path, until: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(0.05)
+                continue
         owner = ""
         with suppress(OSError):
             owner = lock.read_text("utf-8", "replace").strip()
@@ -61,4 +70,4 @@ def _take(descriptor: int, lock: Path) -> None:
             f"{lock.parent} is being written by another run ({owner or 'its owner has not signed yet'}).",
             hint="Wait for it or stop it, then run the same command again.",
             code=Exit.STOPPED,
-        ) from None
+        )

@@ -40,7 +40,8 @@ class Text:
     mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1; at the first step, if `mask_rate_end` is given")
     mask_rate_end: float = key(0.0, "share of the tokens to guess at the last step, reached in a straight line; 0 means `mask_rate` throughout")
     masking: Literal["token", "word", "span"] = key("token", "what is hidden together: single tokens, whole words, or spans of 1 to 10 words")
-    text_field: str = key("text", "field of a `.jsonl` line that holds the text")
+    text_field: str = key("text", "field of a `.jsonl` line, or column of a table, that holds the text")
+    deduplicate: bool = key(False, "leave out documents that came before, white space at their ends aside")
 
 
 @dataclasses.dataclass(frozen=True)

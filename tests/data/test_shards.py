@@ -1,7 +1,10 @@
 """Packing keeps every token in order and wastes little; a file that is not whole is never read as rows."""
 
+import dataclasses
 import hashlib
+import json
 import random
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ import pytest
 
 from lsp import Exit, LspError, recipe
 from lsp.console import Progress
-from lsp.data import packing, shards, tokenizer
+from lsp.data import packing, parts, shards, tokenizer
 from lsp.data.shards import Rows, Subset, segments
 from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
 
@@ -101,20 +104,25 @@ def test_packing_is_the_same_in_chunks_of_any_size(
 def test_many_shards_read_as_one(
     packed: Rows, words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 37 * T * 2)
-    shards.pack(iter(texts()), words, tmp_path, T)
+    monkeypatch.setattr(packing, "CHUNK", 1000)
+    monkeypatch.setattr(shards, "OPEN", 2)
+    shards.pack(iter(texts()), words, tmp_path, T, size=5000)
     rows = Rows.open(tmp_path)
-    assert len(list((tmp_path / "rows").iterdir())) == -(-len(packed) // 37)
-    assert rows.counts == packed.counts
-    chosen = np.random.default_rng(0).permutation(len(packed))
-    np.testing.assert_array_equal(rows.take(chosen), packed.take(chosen))
-    np.testing.assert_array_equal(rows[40], packed[40])
-    np.testing.assert_array_equal(Subset(rows, chosen)[3], packed[int(chosen[3])])
+    files = sorted((tmp_path / "rows").iterdir())
+    assert len(files) > 10
+    assert dataclasses.replace(rows.counts, rows=0, tokens=0) == dataclasses.replace(packed.counts, rows=0, tokens=0)
+    stored = [np.frombuffer(file.read_bytes()[shards.HEADER_BYTES :], "<u2").reshape(-1, T) for file in files]
+    whole = np.concatenate(stored).astype(np.int32)
+    assert Counter(pieces(whole)) == Counter(pieces(packed.take(np.arange(len(packed)))))
+    chosen = np.random.default_rng(0).permutation(len(whole))
+    np.testing.assert_array_equal(rows.take(chosen), whole[chosen])
+    np.testing.assert_array_equal(rows[40], whole[40])
+    np.testing.assert_array_equal(Subset(rows, chosen)[3], whole[chosen[3]])
 
 
 def test_a_missing_shard_is_noticed(words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_BYTES", 37 * T * 2)
-    shards.pack(iter(texts()), words, tmp_path, T)
+    monkeypatch.setattr(packing, "CHUNK", 1000)
+    shards.pack(iter(texts()), words, tmp_path, T, size=5000)
     (tmp_path / "rows" / "00001.rows").unlink()
     with pytest.raises(LspError, match="missing") as error:
         Rows.open(tmp_path)
@@ -152,7 +160,7 @@ def test_any_changed_byte_of_a_header_and_any_cut_is_refused(packed: Rows, tmp_p
 def test_a_header_that_lies_allocates_nothing(packed: Rows, tmp_path: Path) -> None:
     file = tmp_path / "rows" / "00000.rows"
     file.parent.mkdir()
-    header = shards.HEADER.pack(shards.MAGIC, 1, 2, 2**50, 128, 300, 0, 0, 0, bytes(32)).ljust(124, b"\0")
+    header = shards.HEADER.pack(shards.MAGIC, 1, 2, 2**50, 128, 300, 0, 0, 0, bytes(32), 0).ljust(124, b"\0")
     file.write_bytes(header + zlib.crc32(header).to_bytes(4, "little") + bytes(1000))
     with pytest.raises(LspError, match="promises"):
         Rows.open(tmp_path)
@@ -170,17 +178,80 @@ def test_large_vocabularies_are_stored_in_four_bytes(tmp_path: Path, words: Toke
     assert (tmp_path / "rows" / "00000.rows").stat().st_size == shards.HEADER_BYTES + 4 * T
 
 
-def test_a_killed_packing_leaves_no_rows_and_can_be_done_again(words: Tokenizer, tmp_path: Path) -> None:
+def test_a_killed_packing_leaves_no_rows_and_goes_on_at_the_shard_that_is_not_whole(
+    words: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "CHUNK", 1000)
+
     def killed() -> Iterator[str]:
-        yield from texts(50)
+        yield from texts(150)
         raise KeyboardInterrupt
 
+    shards.pack(texts(), words, tmp_path / "calm", T, size=5000)
     with pytest.raises(KeyboardInterrupt):
-        shards.pack(killed(), words, tmp_path, T)
+        shards.pack(killed(), words, tmp_path / "killed", T, size=5000)
     with pytest.raises(LspError, match="no packed rows"):
-        Rows.open(tmp_path)
-    shards.pack(texts(50), words, tmp_path, T)
-    assert Rows.open(tmp_path).counts.documents == 50
+        Rows.open(tmp_path / "killed")
+    done = sorted((tmp_path / "killed" / "rows.tmp").iterdir())
+    times = [file.stat().st_mtime_ns for file in done[:-1]]
+    assert len(times) > 2
+    shards.pack(texts(), words, tmp_path / "killed", T, size=5000)
+    assert times == [(tmp_path / "killed" / "rows" / file.name).stat().st_mtime_ns for file in done[:-1]]
+    for file in (tmp_path / "calm" / "rows").iterdir():
+        assert file.read_bytes() == (tmp_path / "killed" / "rows" / file.name).read_bytes()
+
+
+def test_a_duplicate_is_counted_and_takes_no_room(words: Tokenizer, tmp_path: Path) -> None:
+    shards.pack(["a cat", "", "a dog", ""], words, tmp_path / "with", T)
+    shards.pack(["a cat", "a dog"], words, tmp_path / "without", T)
+    one, other = (Rows.open(tmp_path / name) for name in ("with", "without"))
+    assert (one.counts.documents, one.counts.duplicates) == (2, 2)
+    assert dataclasses.replace(one.counts, duplicates=0) == other.counts
+    np.testing.assert_array_equal(one[0], other[0])
+
+
+def test_shards_of_the_first_format_still_open(packed: Rows, tmp_path: Path) -> None:
+    """Those had no count of duplicates: zeros stand there."""
+    whole = next((packed.path / "rows").iterdir()).read_bytes()
+    assert whole[shards.HEADER.size - 8 : shards.HEADER_BYTES - 4] == bytes(
+        shards.HEADER_BYTES - shards.HEADER.size + 4
+    )
+    assert packed.counts.duplicates == 0
+
+
+def mixed(rows: list[int], weights: list[float], path: Path, packed: Rows) -> Rows:
+    sources = [{"name": f"s{i}", "weight": w, "rows": n} for i, (n, w) in enumerate(zip(rows, weights, strict=True))]
+    shutil.copytree(packed.path / "rows", path / "rows")
+    (path / "rows" / shards.MIXTURE).write_text(json.dumps(sources))
+    return Rows.open(path)
+
+
+@pytest.mark.parametrize(("share", "weight"), [(0.5, 0.7), (0.9, 0.1), (0.2, 0.2), (0.05, 0.6)])
+def test_in_an_epoch_each_source_fills_its_share_and_no_row_is_left_out(
+    packed: Rows, tmp_path: Path, share: float, weight: float
+) -> None:
+    first = round(share * len(packed))
+    rows = mixed([first, len(packed) - first], [weight, 1 - weight], tmp_path, packed)
+    without = np.arange(0, len(rows), 50)
+    epoch = rows.epoch(without)
+    times = np.bincount(epoch, minlength=len(rows))
+    assert (times[without] == 0).all()
+    own = np.split(np.delete(times, without), [first - len(without[without < first])])
+    assert all(part.min() >= 1 and part.max() - part.min() <= 1 for part in own)
+    assert min(part.max() for part in own) == 1  # no shorter epoch would do
+    assert own[0].sum() / len(epoch) == pytest.approx(weight, abs=1 / len(epoch))
+
+
+def test_weights_that_would_repeat_a_row_without_end_are_refused(packed: Rows, tmp_path: Path) -> None:
+    rows = mixed([1, len(packed) - 1], [0.9, 0.1], tmp_path, packed)
+    with pytest.raises(LspError, match=r"each of the 1 rows of s0 more than 100 times to fill 0\.9 of it"):
+        rows.epoch()
+
+
+def test_a_mixture_that_does_not_fit_its_rows_is_refused(packed: Rows, tmp_path: Path) -> None:
+    with pytest.raises(LspError, match="does not fit the rows beside it") as error:
+        mixed([1, 1], [0.5, 0.5], tmp_path, packed)
+    assert error.value.code == Exit.ARTIFACT
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -188,7 +259,7 @@ def test_no_text_is_said_so_and_where(words: Tokenizer, tmp_path: Path, given: b
     words.save(tmp_path / "words" / "tokenizer")
     (tmp_path / "empty.txt").write_text("\u200b\n\n" if given else "\n\n", "utf-8")  # the first encodes to nothing
     with pytest.raises(LspError, match=r"no text in .*empty\.txt") as error:
-        shards.prepare(
+        parts.prepare(
             [str(tmp_path / "empty.txt")],
             tmp_path / "out",
             recipe.Text(sequence_length=T),
@@ -204,7 +275,7 @@ def test_preparing_again_changes_nothing_and_the_same_seed_gives_the_same_bytes(
     source = tmp_path / "a.txt"
     source.write_text("\n\n".join(texts()), "utf-8")
     data = recipe.Text(vocab_size=300, tokenizer="bpe", sequence_length=T)
-    counts = [shards.prepare([str(source)], tmp_path / out, data, None, 0, Progress(True)) for out in ("a", "b", "a")]
+    counts = [parts.prepare([str(source)], tmp_path / out, data, None, 0, Progress(True)) for out in ("a", "b", "a")]
     assert counts[0] == counts[1] == counts[2]
     for name in ("rows/00000.rows", "tokenizer/tokenizer.model"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

@@ -71,8 +71,8 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
         ("i.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
         ("j.jsonl", b"[" * 100_000, "not JSON"),
         ("k.jsonl", b'{"text": ' + b"9" * 10_000 + b"}", "not JSON"),
-        ("l.parquet", b"PAR1....", "Parquet"),
-        ("m.txt.zst", b"\x28\xb5\x2f\xfd....", "zstd"),
+        ("l.parquet", b"PAR1....", "damaged or cut short"),
+        ("m.txt.zst", b"\x28\xb5\x2f\xfd....", "damaged or cut short"),
     ],
 )
 def test_unusable_text_is_named_with_file_and_line(tmp_path: Path, name: str, data: bytes, said: str) -> None:

@@ -7,43 +7,67 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsp import directory, manifest
+from lsp import LspError, directory, manifest
 from lsp import recipe as recipes
-from lsp.data import shards, text
+from lsp.data import parts, text
+from lsp.data.shards import Rows
 from lsp.data.tokenizer import Tokenizer
 
 
 def run(
-    paths: Sequence[str], out: Path, recipe: recipes.Prepare, tokenizer: Path | None, overwrite: bool, progress: Any
+    paths: Sequence[str],
+    out: Path,
+    recipe: recipes.Prepare,
+    tokenizer: Path | None,
+    overwrite: bool,
+    progress: Any,
+    part: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Packs the text of `paths` into `out` and returns the result. Training data for `lsp pretrain --data`."""
+    """Packs the text of `paths` into `out` and returns the result. Training data for `lsp pretrain --data`.
+
+    With `part` = (k, n) it makes the k-th of n shares of the work, beside other processes, and leaves the end of it to
+    a call without.
+    """
     with text.spooled(paths, out) as readable:
+        if part and readable != list(paths):
+            raise LspError("--part can't share out text that is piped in.", hint="Write the text to a file first.")
         inputs = {"text": text.digest(readable)}
         if tokenizer is not None:
             words = Tokenizer.load(tokenizer)
             inputs["tokenizer"] = words.hash
             recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, vocab_size=words.size))
-        dumped = recipes.dump(recipe)
-        with directory.claim(out, command="prepare", recipe=dumped, inputs=inputs, overwrite=overwrite) as held:
+        with directory.claim(
+            out,
+            command="prepare",
+            recipe=recipes.dump(recipe),
+            inputs=inputs,
+            overwrite=overwrite,
+            shared=part is not None,
+        ) as held:
             if held.complete:
                 return held.result()
             packed_before = (out / "rows").is_dir()  # by a process that was killed before it could say so
             began = time.perf_counter()
-            counts = shards.prepare(readable, out, recipe.data, tokenizer, recipe.seed, progress)
+            counts = parts.prepare(readable, out, recipe.data, tokenizer, recipe.seed, progress, part)
             seconds = time.perf_counter() - began
-            result = {
+            result: dict[str, Any] = {
                 "command": "prepare",
                 "out": str(out),
-                "status": "complete",
+                "status": "complete" if part is None else f"part {part[0]} of {part[1]} complete",
                 "seconds": round(seconds, 3),
                 "documents": counts.documents,
+                "duplicates": counts.duplicates,
                 "rows": counts.rows,
                 "tokens": counts.tokens,
                 "useful_tokens": counts.useful_tokens,
                 "padding_share": round(counts.padding_share, 4),
-                "bytes": manifest.bytes_under(out / "rows") + manifest.bytes_under(out / "tokenizer"),
                 "megabytes_per_second": 0.0 if packed_before else round(counts.bytes_in / 1e6 / seconds, 3),
             }
+            if part is not None:
+                return result
+            result["bytes"] = manifest.bytes_under(out / "rows") + manifest.bytes_under(out / "tokenizer")
+            if sources := Rows.open(out).sources:
+                result["sources"] = sources
             manifest.write_atomically(out / "result.json", json.dumps(result, indent=1) + "\n")
             made = {"stage": "prepare", "tokenizer": Tokenizer.load(out).hash, "inputs": inputs}
             manifest.seal(out, made | dataclasses.asdict(counts))

@@ -9,7 +9,7 @@ import numpy as np
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress.quantize import dequantize
-from lsp.data import batches, shards, text
+from lsp.data import batches, parts, shards, text
 from lsp.data.masking import drawing
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
@@ -101,7 +101,7 @@ def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | No
     if shards.prepared(data):
         return shards.Rows.open(Path(data[0]))
     packed = out / "train" / "data"
-    processes.first_alone(lambda: shards.prepare(data, packed, recipe.data, words, recipe.train.seed, progress))
+    processes.first_alone(lambda: parts.prepare(data, packed, recipe.data, words, recipe.train.seed, progress))
     return shards.Rows.open(packed)
 
 
@@ -129,16 +129,16 @@ def _split(
     """Rows to train on, and fixed-mask batches to measure on."""
     size = recipe.train.batch_size
     kept = min(HELD_OUT, len(rows) // 100)
-    train_rows: shards.Rows | shards.Subset = rows
+    train_rows = shards.Subset(rows, rows.epoch()) if rows.sources else rows
     if valid:
         place = out / "train" / "valid"
-        prepare = partial(shards.prepare, valid, place, recipe.data, rows.path, recipe.train.seed, progress)
+        prepare = partial(parts.prepare, valid, place, recipe.data, rows.path, recipe.train.seed, progress)
         processes.first_alone(prepare)
         measured = batches.evaluation(shards.Rows.open(place), size)
     elif kept:
         progress.say(f"holding back {kept} of {len(rows)} rows to measure on (--valid PATH to choose the text)")
         spread = np.linspace(0, len(rows) - 1, kept).round().astype(np.int64)
-        train_rows = shards.Subset(rows, np.setdiff1d(np.arange(len(rows)), spread))
+        train_rows = shards.Subset(rows, rows.epoch(without=spread))
         measured = batches.evaluation(shards.Subset(rows, spread), size)
     else:
         progress.warn("there is too little text to hold any back: the metrics are those of the training text")

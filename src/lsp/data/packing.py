@@ -7,7 +7,9 @@ Everything goes by in chunks of a few megabytes, so memory does not grow with th
 Suffixes: T tokens of a row, N rows.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -25,16 +27,29 @@ class Packed(NamedTuple):
 
     rows: np.ndarray  # [N, T]
     documents: int
+    duplicates: int  # documents that were left out
     bytes_in: int  # of UTF-8
 
 
-def rows(documents: Iterable[str], tokenizer: Tokenizer, sequence_length: int) -> Iterator[Packed]:
-    """All documents as rows. A document longer than a row is cut into pieces, the last of which shares its row."""
+def rows(chunks: Iterable[list[str]], tokenizer: Tokenizer, sequence_length: int) -> Iterator[Packed]:
+    """All documents of `chunks` as rows; an empty one stands for a duplicate and is only counted.
+
+    A document longer than a row is cut into pieces, the last of which shares its row. While a chunk is encoded the next
+    one is read and the one before it is placed.
+    """
     shelf = Shelf(sequence_length)
-    for chunk in chunks(documents):
-        ready = pack(*encode(chunk, tokenizer), shelf)
-        yield Packed(ready, len(chunk), sum(len(document.encode()) for document in chunk))
-    yield Packed(shelf.rest(), 0, 0)
+    before: tuple[list[str], Future[tuple[np.ndarray, np.ndarray]]] | None = None
+    with ThreadPoolExecutor(1) as encoder:
+        for chunk in itertools.chain(chunks, [None]):
+            now = (chunk, encoder.submit(encode, chunk, tokenizer)) if chunk else None
+            if before:
+                documents, encoded = before
+                ready = pack(*encoded.result(), shelf)
+                duplicates = documents.count("")
+                bytes_in = sum(len(document.encode()) for document in documents)
+                yield Packed(ready, len(documents) - duplicates, duplicates, bytes_in)
+            before = now
+    yield Packed(shelf.rest(), 0, 0, 0)
 
 
 def pack(tokens: np.ndarray, lengths: np.ndarray, shelf: "Shelf") -> np.ndarray:
@@ -127,6 +142,21 @@ def chunks(documents: Iterable[str]) -> Iterator[list[str]]:
             held, length = [], 0
     if held:
         yield held
+
+
+def shares(documents: Iterable[str], size: int) -> Iterator[tuple[int, Iterator[list[str]]]]:
+    """`chunks` of the documents in numbered groups of `size` characters or a little more."""
+
+    def numbered() -> Iterator[tuple[int, list[str]]]:
+        number = length = 0
+        for chunk in chunks(documents):
+            yield number, chunk
+            length += sum(map(len, chunk))
+            if length >= size:
+                number, length = number + 1, 0
+
+    for number, group in itertools.groupby(numbered(), key=lambda pair: pair[0]):
+        yield number, (chunk for _, chunk in group)
 
 
 def encode(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -2,47 +2,54 @@
 
     documents ──packing──▶ rows of T tokens ──▶ DIRECTORY/rows/00000.rows, … ──▶ Rows: rows[i]
 
-A shard is a header of 128 bytes and then its rows, `uint16` while the ids fit, else `uint32`, all little-endian. Rows
-are written to `rows.tmp`, which becomes `rows` when every shard in it is whole and synced: a killed process leaves
-nothing that reads as rows.
+A shard is a header of 128 bytes and then its rows, `uint16` while the ids fit, else `uint32`, all little-endian. Shards
+are written in `rows.tmp`, each header last; it becomes `rows` when every shard in it is whole and synced. A killed
+process leaves nothing that reads as rows, and whole shards need not be made again.
 
 Suffixes: T tokens of a row, N rows.
 """
 
+import json
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from lsp import Exit, LspError, interrupt, manifest, recipe
-from lsp.data import packing, text
-from lsp.data.tokenizer import CLS, PAD, Tokenizer, learn, sample
+from lsp import Exit, LspError, manifest
+from lsp.data import files, packing
+from lsp.data.tokenizer import CLS, PAD, Tokenizer
 
 MAGIC = b"LSPROWS\n"
 VERSION = 1
-# Magic, version, bytes a token, rows, T, vocabulary, useful tokens, documents, bytes of text, tokenizer's SHA-256.
-HEADER = struct.Struct("<8sIIQIIQQQ32s")
+# Magic, version, bytes a token, rows, T, vocabulary, useful tokens, documents, bytes of text, tokenizer's SHA-256,
+# duplicates that were left out.
+HEADER = struct.Struct("<8sIIQIIQQQ32sQ")
 HEADER_BYTES = 128  # the header, zeros, and the CRC-32 of both in the last four bytes
-SHARD_BYTES = 256 << 20
+SHARD = 512 << 20  # characters of text that end a shard
+OPEN = 512  # shards mapped at a time: a process may have 1,024 files open
+MIXTURE = "mixture.json"
+MOST_REPEATS = 100  # of a row in an epoch: more asks for other weights
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What was packed. `tokens` counts padding, `useful_tokens` does not; `bytes_in` is UTF-8 text."""
+    """What was packed. `tokens` counts padding, `useful_tokens` does not; `bytes_in` is UTF-8 text.
+
+    `documents` counts those that were packed, `duplicates` those that were left out.
+    """
 
     rows: int = 0
     tokens: int = 0
     useful_tokens: int = 0
     documents: int = 0
     bytes_in: int = 0
+    duplicates: int = 0
 
     @property
     def padding_share(self) -> float:
@@ -52,51 +59,16 @@ class Counts:
         return Counts(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(Counts)))
 
 
-def prepare(
-    paths: Sequence[str], path: Path, data: recipe.Text, tokenizer: Path | None, seed: int, progress: Any
-) -> Counts:
-    """Raw text to `path/tokenizer` and `path/rows`; done parts are kept, so a killed call can be made again.
-
-    `paths` is what `text.expand` takes, standard input spooled. The tokenizer is that of the directory `tokenizer`,
-    else one trained with `seed`. The same arguments give the same bytes. `progress` is a `console.Progress`.
-    """
-    files = text.expand(paths)
-    stored, read = text.size(files) / 1e6, partial(text.documents, files, data.text_field)
-    if (path / "rows").is_dir():
-        return Rows.open(path).counts
-    if tokenizer is not None:
-        words = Tokenizer.load(tokenizer)
-        words.save(path / "tokenizer")
-    elif (path / "tokenizer").is_dir():
-        words = Tokenizer.load(path)
-    else:
-        with progress.task("sampling text (MB)", stored) as task:
-            lines = sample(read(lambda done: task.update(done / 1e6)), data.vocab_size, seed)
-        if not lines:
-            raise _nothing(files)
-        progress.say(
-            f"training a tokenizer of {data.vocab_size} pieces on {sum(map(len, lines)) / 1e6:.1f} M characters"
-        )
-        words = interrupt.apart(
-            partial(learn, lines, vocab_size=data.vocab_size, kind=data.tokenizer, lowercase=data.lowercase)
-        )
-        words.save(path / "tokenizer")
-    with progress.task("tokenizing and packing (MB)", stored) as task:
-        counts = pack(read(lambda done: task.update(done / 1e6)), words, path, data.sequence_length)
-    if not counts.rows:
-        raise _nothing(files)
-    return counts
-
-
-def prepared(paths: Sequence[str]) -> str:
-    """The identity of the prepared data that `paths` name, or an empty string when they name raw text.
+def prepared(arguments: Sequence[str]) -> str:
+    """The identity of the prepared data that `arguments` name, or an empty string when they name raw text.
 
     Raises LspError: exit 4 for a damaged directory, 2 for one of another stage or for several.
     """
+    paths = [path for source in files.sources(arguments) for path in source.paths]
     sealed = [path for path in paths if (Path(path) / "manifest.json").exists() or (Path(path) / "run.json").exists()]
     if not sealed:
         return ""
-    if len(paths) > 1:
+    if len(paths) > 1 or sealed != list(arguments):
         raise LspError(
             f"{sealed[0]} is prepared data, which stands alone.", hint="Prepare all the text together with lsp prepare."
         )
@@ -109,22 +81,20 @@ def prepared(paths: Sequence[str]) -> str:
     return manifest.identity(sealed_as)
 
 
-def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_length: int) -> Counts:
+def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_length: int, size: int = SHARD) -> Counts:
     """Writes `path/rows`: documents as `[CLS] text [SEP]`, long ones in several pieces, padding only where none fits.
 
-    Without any text there are no rows, and nothing is written.
+    A shard ends after `size` characters. Shards that an earlier call with the same arguments finished before it was
+    killed are kept. An empty document stands for a duplicate. Without any text there are no rows, only the folder.
     """
     temporary = path / "rows.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with _Writer(temporary, sequence_length, tokenizer) as writer:
-        for packed in packing.rows(documents, tokenizer, sequence_length):
-            writer.write(packed.rows)
-            writer.count(packed.documents, packed.bytes_in)
-        counts = writer.close()
-    if not counts.rows:
-        shutil.rmtree(temporary)
-        return counts
+    temporary.mkdir(parents=True, exist_ok=True)
+    counts = Counts()
+    for number, chunks in packing.shares(documents, size):
+        file = temporary / name(number)
+        if not _is_whole(file):
+            _write(file, packing.rows(chunks, tokenizer, sequence_length), tokenizer, sequence_length)
+        counts += Shard(file).counts
     manifest.sync(temporary)
     os.rename(temporary, path / "rows")
     manifest.sync(path)
@@ -140,35 +110,38 @@ def segments(tokens: np.ndarray) -> np.ndarray:
 
 
 class Rows:
-    """The packed rows of a directory, memory-mapped: `rows[i]` is [T], `rows.take(indices)` [N, T], both int32."""
+    """The packed rows of a directory, memory-mapped: `rows[i]` is [T], `rows.take(indices)` [N, T], both int32.
 
-    def __init__(self, path: Path, shards: list["_Shard"]) -> None:
+    `sources` says of each weighted source its name, its weight and how many of the rows are its own, in their order.
+    """
+
+    def __init__(self, path: Path, shards: list["Shard"], sources: list[dict[str, Any]]) -> None:
         head = shards[0]
-        self.path = path
+        self.path, self.sources = path, sources
         self.sequence_length, self.vocab_size, self.tokenizer_hash = (
             head.sequence_length,
             head.vocab_size,
             head.tokenizer,
         )
         self.counts = sum((shard.counts for shard in shards), Counts())
-        self._tokens = [shard.tokens for shard in shards]
         self._ends = np.cumsum([shard.counts.rows for shard in shards])
+        self._tokens = lru_cache(maxsize=OPEN)(lambda index: shards[index].tokens())
 
     @classmethod
     def open(cls, path: Path) -> "Rows":
         """The rows in `path/rows`; a header is believed only if it fits its file. Raises LspError (exit 4)."""
-        files = sorted((path / "rows").glob("*.rows"))
-        if not files:
+        found = sorted((path / "rows").glob("*.rows"))
+        if not found:
             raise LspError(
                 f"{path} holds no packed rows.", hint=f"Make them: lsp prepare TEXT --out {path}", code=Exit.ARTIFACT
             )
-        shards = [_Shard(file) for file in files]
-        for index, (file, shard) in enumerate(zip(files, shards, strict=True)):
-            if file.name != _name(index):
-                raise _damaged(file, f"the shard before it, {_name(index)}, is missing")
+        shards = [Shard(file) for file in found]
+        for index, (file, shard) in enumerate(zip(found, shards, strict=True)):
+            if file.name != name(index):
+                raise _damaged(file, f"the shard before it, {name(index)}, is missing")
             if shard.kind != shards[0].kind:
-                raise _damaged(file, f"it has another row length or tokenizer than {files[0].name}")
-        return cls(path, shards)
+                raise _damaged(file, f"it has another row length or tokenizer than {found[0].name}")
+        return cls(path, shards, _sources(path / "rows" / MIXTURE, sum(shard.counts.rows for shard in shards)))
 
     @property
     def useful_tokens(self) -> int:
@@ -188,9 +161,32 @@ class Rows:
         shards = np.searchsorted(self._ends, indices, side="right")
         for shard in np.unique(shards):
             here = shards == shard
-            tokens = self._tokens[shard]
+            tokens = self._tokens(int(shard))
             taken[here] = tokens[indices[here] - (self._ends[shard] - len(tokens))]
         return taken
+
+    def epoch(self, without: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+        """The rows [N] of one epoch, all but those in `without`.
+
+        With weights, each source fills its share and every row comes at least once: the epoch is the shortest of that
+        kind, in which the source that has the most rows for its weight comes once and the rows of the others again and
+        again (the last time round perhaps not all). Raises LspError (exit 2) when that would be over 100 times.
+        """
+        kept = np.setdiff1d(np.arange(len(self)), without)
+        if not self.sources:
+            return kept
+        ends = np.cumsum([source["rows"] for source in self.sources])
+        own = np.split(kept, np.searchsorted(kept, ends[:-1]))
+        length = max(len(rows) / source["weight"] for rows, source in zip(own, self.sources, strict=True))
+        shares = [round(source["weight"] * length) for source in self.sources]
+        for rows, share, source in zip(own, shares, self.sources, strict=True):
+            if share > MOST_REPEATS * len(rows):
+                raise LspError(
+                    f"An epoch would hold each of the {len(rows)} rows of {source['name']} more than {MOST_REPEATS} "
+                    f"times to fill {source['weight']:.3g} of it.",
+                    hint=f"Give {source['name']} a smaller weight, or more text.",
+                )
+        return np.concatenate([np.resize(rows, share) for rows, share in zip(own, shares, strict=True)])
 
 
 class Subset:
@@ -215,75 +211,16 @@ class Subset:
         return self.rows.take(self.indices[indices])
 
 
-class _Writer:
-    """Rows into numbered shard files. A shard's header is written last, when its rows are on the disk."""
-
-    def __init__(self, path: Path, sequence_length: int, tokenizer: Tokenizer) -> None:
-        self.path, self.sequence_length, self.tokenizer = path, sequence_length, tokenizer
-        self.dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
-        self.limit = max(1, SHARD_BYTES // (sequence_length * self.dtype.itemsize))
-        self.shards = 0
-        self.file: BinaryIO | None = None
-        self.here = self.before = Counts()
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.file is not None:
-            self.file.close()
-
-    def write(self, rows: np.ndarray) -> None:
-        """Appends rows [N, T]."""
-        while len(rows):
-            if self.file is None:
-                self.file = open(self.path / _name(self.shards), "wb")  # noqa: SIM115 - closed by _seal or __exit__
-                self.file.write(bytes(HEADER_BYTES))
-            now = rows[: self.limit - self.here.rows].astype(self.dtype, copy=False)
-            self.file.write(now.tobytes())
-            self.here += Counts(rows=len(now), tokens=now.size, useful_tokens=int(np.count_nonzero(now)))
-            rows = rows[len(now) :]
-            if self.here.rows == self.limit:
-                self._seal()
-
-    def count(self, documents: int, bytes_in: int) -> None:
-        """Notes what was read, in the header of the shard that is being written."""
-        self.here += Counts(documents=documents, bytes_in=bytes_in)
-
-    def close(self) -> Counts:
-        if self.file is not None:
-            self._seal()
-        return self.before
-
-    def _seal(self) -> None:
-        assert self.file is not None
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        here = self.here
-        header = HEADER.pack(
-            *(MAGIC, VERSION, self.dtype.itemsize, here.rows, self.sequence_length, self.tokenizer.size),
-            *(here.useful_tokens, here.documents, here.bytes_in, bytes.fromhex(self.tokenizer.hash)),
-        ).ljust(HEADER_BYTES - 4, b"\0")
-        self.file.seek(0)
-        self.file.write(header + struct.pack("<I", zlib.crc32(header)))
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        self.before, self.here, self.file, self.shards = self.before + here, Counts(), None, self.shards + 1
-
-
-class _Shard:
-    """One file, its header checked and its rows mapped [N, T]."""
+class Shard:
+    """One file, its header checked against it. Raises LspError (exit 4)."""
 
     def __init__(self, file: Path) -> None:
         with open(file, "rb") as stream:
             head = stream.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
             raise _damaged(file, "it does not begin as a shard of rows does")
-        _, version, itemsize, rows, length, vocabulary, useful, documents, bytes_in, tokenizer = HEADER.unpack_from(
-            head
+        _, version, itemsize, rows, length, vocabulary, useful, documents, bytes_in, tokenizer, duplicates = (
+            HEADER.unpack_from(head)
         )
         if version > VERSION:
             raise LspError(
@@ -292,20 +229,63 @@ class _Shard:
         if struct.pack("<I", zlib.crc32(head[:-4])) != head[-4:] or version < 1 or itemsize not in (2, 4) or not length:
             raise _damaged(file, "its header does not match its own checksum")
         expected = HEADER_BYTES + rows * length * itemsize
-        if not rows or file.stat().st_size != expected:
+        if file.stat().st_size != expected:
             raise _damaged(file, f"it has {file.stat().st_size} bytes and its header promises {expected}")
+        self.file, self.itemsize = file, itemsize
         self.kind = (itemsize, length, vocabulary, tokenizer)
         self.sequence_length, self.vocab_size, self.tokenizer = length, vocabulary, tokenizer.hex()
-        self.counts = Counts(rows, rows * length, useful, documents, bytes_in)
-        self.tokens = np.memmap(file, f"<u{itemsize}", "r", HEADER_BYTES, (rows, length))
+        self.counts = Counts(rows, rows * length, useful, documents, bytes_in, duplicates)
+
+    def tokens(self) -> np.ndarray:
+        """The rows [N, T], mapped; N is not 0."""
+        shape = (self.counts.rows, self.sequence_length)
+        return np.memmap(self.file, f"<u{self.itemsize}", "r", HEADER_BYTES, shape)
 
 
-def _nothing(files: Sequence[str]) -> LspError:
-    named = ", ".join(map(text.title, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return LspError(f"There is no text in {named}.", hint="Give files with text in them.", code=Exit.DATA)
+def _write(file: Path, packed: Iterable[packing.Packed], tokenizer: Tokenizer, sequence_length: int) -> None:
+    """One shard, its header last, when its rows are on the disk."""
+    dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
+    here = Counts()
+    with open(file, "wb") as stream:
+        stream.write(bytes(HEADER_BYTES))
+        for rows, documents, duplicates, bytes_in in packed:
+            stream.write(rows.astype(dtype).tobytes())
+            here += Counts(len(rows), rows.size, int(np.count_nonzero(rows)), documents, bytes_in, duplicates)
+        stream.flush()
+        os.fsync(stream.fileno())
+        header = HEADER.pack(
+            *(MAGIC, VERSION, dtype.itemsize, here.rows, sequence_length, tokenizer.size, here.useful_tokens),
+            *(here.documents, here.bytes_in, bytes.fromhex(tokenizer.hash), here.duplicates),
+        ).ljust(HEADER_BYTES - 4, b"\0")
+        stream.seek(0)
+        stream.write(header + struct.pack("<I", zlib.crc32(header)))
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
-def _name(index: int) -> str:
+def _is_whole(file: Path) -> bool:
+    try:
+        return file.exists() and bool(Shard(file))
+    except LspError:
+        return False
+
+
+def _sources(file: Path, rows: int) -> list[dict[str, Any]]:
+    """The weighted sources of rows, or none."""
+    if not file.exists():
+        return []
+    try:
+        sources = json.loads(file.read_bytes())
+        whole = sum(source["rows"] for source in sources) == rows
+        whole = whole and all(source["rows"] > 0 < source["weight"] and source["name"] for source in sources)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise _damaged(file, "it does not fit the rows beside it")
+    return sources
+
+
+def name(index: int) -> str:
     return f"{index:05d}.rows"
 
 

@@ -157,7 +157,7 @@ def _usual_texts(header: Mapping[str, str]) -> tuple[str, ...]:
 
 def _rows(path: str) -> Iterator[tuple[int, Any]]:
     """Lines with their numbers, cut into fields (or an object's keys and values)."""
-    numbered = text.lines(path)
+    numbered: Iterator[tuple[int, str]] = text.lines(path)
     first = next(numbered, None)
     if first is None:
         return iter(())
