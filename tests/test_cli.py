@@ -30,6 +30,7 @@ OPTIONS = {
     "predict": ["--from", "--text-column", *JSON],
     "inspect": ["--json"],
     "verify": ["--json"],
+    "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
     "doctor": ["--json"],
 }
 
