@@ -31,6 +31,7 @@ OPTIONS = {
     "predict": ["--from", "--text-column", *JSON],
     "inspect": ["--json"],
     "verify": ["--json"],
+    "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
     "doctor": ["--json"],
 }
 

@@ -64,8 +64,11 @@ QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on st
 
 
 def spread(words: Sequence[str]) -> list[str]:
-    """`--data a b` of `lsp pretrain` as `--data a --data b`: a shell's globs give the first, Typer reads the second."""
-    if words[:1] != ["pretrain"]:
+    """`--data a b` of `lsp pretrain` as `--data a --data b`: a shell's globs give the first, Typer reads the second.
+    And `verify resume`, a command with two words, as one word, since what follows `verify` is else a run."""
+    if list(words[:2]) == ["verify", "resume"]:
+        words = ["verify resume", *words[2:]]
+    if words[:1] not in (["pretrain"], ["verify resume"]):
         return list(words)
     written: list[str] = []
     option, first = "", True

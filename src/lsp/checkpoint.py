@@ -316,6 +316,12 @@ def _told(number: int | None) -> int | None:
     return None if told < 0 else told
 
 
+def read_step(place: Path) -> dict[str, np.ndarray]:
+    """The arrays of a saved step by their path in the training state. Raises LspError (exit 4)."""
+    names = directory.read(place)["leaves"]
+    return _arrays(place, dict.fromkeys(names, _orbax().RestoreArgs(restore_type=np.ndarray)))
+
+
 def _name(step: int) -> str:
     return f"{step:08d}"
 
@@ -332,16 +338,19 @@ def _restored(place: Path, saved: dict[str, Any], like: Tree) -> Tree:
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype)
 
-    full = {name: args(leaf) for name, leaf in wanted.items() if leaf.size}
-    checkpointer = _checkpointer(compress=False)
-    try:
-        loaded = checkpointer.restore(
-            (place / "state").absolute(), args=ocp.args.PyTreeRestore(item=dict.fromkeys(full, 0), restore_args=full)
-        )
-    finally:
-        checkpointer.close()
+    loaded = _arrays(place, {name: args(leaf) for name, leaf in wanted.items() if leaf.size})
     leaves = [loaded[name] if leaf.size else _empty(leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _arrays(place: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Arrays of a confirmed step by name, each as its Orbax restore arguments say."""
+    checkpointer = _checkpointer(compress=False)
+    args = _orbax().args.PyTreeRestore(item=dict.fromkeys(wanted, 0), restore_args=wanted)
+    try:
+        return dict(checkpointer.restore((place / "state").absolute(), args=args))
+    finally:
+        checkpointer.close()
 
 
 def _refuse_other_state(place: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

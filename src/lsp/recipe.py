@@ -73,6 +73,8 @@ class Train:
     average: float = key(0.0, "share of the last steps whose weights are averaged into the finished model; 0 means the last weights alone")
     clip: float = key(1.0, "largest global gradient norm; 0 means no clipping")
     precision: Literal["fp32", "bf16"] = key("fp32", "type of the computation; master weights, softmax, norms and loss stay fp32")
+    spike: float = key(6.0, "standard deviations above the mean of the last 128 losses, or gradient norms, from which a step counts as a spike; 0 means that only what is not finite does")
+    on_divergence: Literal["stop", "skip", "rewind"] = key("stop", "what follows a spike or a loss that is not finite: `stop` ends the run, at a spike only warns; `skip` leaves the step out; `rewind` goes back to the newest saved step and on behind the batch")
     seed: int = key(0, "decides the start, the order, the masks and the dropout")
     log_every: int = key(20, "steps between two lines of metrics")
     evaluate_every: int = key(0, "steps between two evaluations; 0 means at the end only")
@@ -172,7 +174,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "feedforward", "evaluate_every", "seed", "weight_decay", "clip"), lambda v: v >= 0, "0 or more"),
+    (("steps", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

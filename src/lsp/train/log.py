@@ -1,4 +1,4 @@
-"""What a run says of itself: `metrics.jsonl`, its rates, and the watch for a step that went wrong."""
+"""What a run says of itself: `metrics.jsonl` and its rates."""
 
 import json
 import resource
@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lsp import Exit, LspError
 from lsp.train import processes
 from lsp.train.metrics import Mean, value
+from lsp.train.watch import Refused
 
 Batch = dict[str, np.ndarray]
 
@@ -66,8 +66,8 @@ def peak_memory() -> int:
 
 
 class Log:
-    """`metrics.jsonl`, and the watch for a step that went wrong. Metrics are read one step late, so that the device
-    never waits for the host; lines of steps that will be done again are dropped."""
+    """`metrics.jsonl`. Metrics are read one step late, so that the device never waits for the host; lines of steps that
+    will be done again are dropped."""
 
     def __init__(self, path: Path, start: int, meter: Meter) -> None:
         self.path, self.meter = path, meter
@@ -75,48 +75,44 @@ class Log:
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
             kept = [line for line in lines if line and json.loads(line)["step"] <= start]
             path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self.pending: tuple[int, dict[str, Any], int, int] | None = None
+        self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
         self.sums: dict[str, Mean] = {}
-        self.overflow = 0
+        self.overflow = self.skipped = 0
         self.progress, self.stop = 0.0, 0  # what all processes agreed on with the newest settled step
 
-    def add(self, step: int, metrics: dict[str, Any], useful: int, tokens: int, overflow: int) -> None:
-        """Takes a step's metrics and settles the ones before."""
-        self.settle()
-        self.pending = (step, metrics, useful, tokens)
-        self.overflow += overflow
+    def add(self, step: int, metrics: dict[str, Any], batch: Batch, overflow: int) -> None:
+        """Takes what step number `step`, from 1, made of its batch; the one before must be settled."""
+        self.pending = (step, metrics, batch, overflow)
 
-    def settle(self) -> None:
-        """Waits for the newest step. Raises LspError (exit 6) if its loss or gradient was not finite."""
+    def settle(self) -> Refused | None:
+        """Waits for the newest step. Returns it, and forgets it, if it was not made."""
         if self.pending is None:
-            return
-        (step, metrics, useful, tokens), self.pending = self.pending, None
+            return None
+        (step, metrics, batch, overflow), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
-        self.meter.step(useful, tokens)
         signals = metrics.pop("signals")
         self.progress, self.stop = float(signals.progress), int(signals.stop)
         norm = float(metrics.pop("gradient_norm"))
         if not metrics.pop("ok"):
-            raise LspError(
-                f"Training diverged at step {step}: loss {value(metrics['loss']):.4g}, gradient norm {norm:.4g}. "
-                "The update was not made.",
-                hint="Lower train.learning_rate or lengthen train.warmup, then run again with --overwrite.",
-                code=Exit.DIVERGED,
-            )
+            self.meter.pause()
+            return Refused(step - 1, value(metrics["loss"]), norm, batch)
+        self.meter.step(int((batch["segments"] > 0).sum()), batch["segments"].size)
         metrics["gradient_norm"] = Mean(norm, 1.0)
         for name, mean in metrics.items():
             self.sums[name] = self.sums.get(name, Mean(0.0, 0.0)) + Mean(float(mean.total), float(mean.count))
-        self.step = step
+        self.overflow += overflow
+        return None
 
-    def write(self, **more: float) -> dict[str, float]:
-        """One line with the means since the last one, and `more`; returns the means."""
-        self.settle()
+    def write(self, step: int, **more: float) -> dict[str, float]:
+        """One line with the means since the last one, and `more`; returns the means. The step must be settled."""
         row = {name: value(mean) for name, mean in self.sums.items()}
         row |= {"useful_tokens_per_second": self.meter.rate()}
         if self.overflow:
             row["masks_without_slot"] = self.overflow
+        if self.skipped:
+            row["skipped_steps"] = self.skipped
         self.sums, self.overflow = {}, 0
-        self._append({"step": self.step} | row | more)
+        self._append({"step": step} | row | more)
         return row
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:

@@ -17,7 +17,7 @@ from lsp import Exit, Stopped, interrupt
 from lsp import recipe as recipes
 from lsp.checkpoint import Steps
 from lsp.train import mesh as meshes
-from lsp.train import optimizer, processes
+from lsp.train import optimizer, processes, watch
 from lsp.train.clock import Clock
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
@@ -49,11 +49,13 @@ class Fitted:
     step: int
     metrics: dict[str, float]
     seconds: float
+    skipped: int
     rates: dict[str, float]
 
     def summary(self) -> dict[str, Any]:
         """What a result says of training."""
-        return {"step": self.step, "metrics": self.metrics, "seconds": self.seconds} | self.rates
+        first = {"step": self.step, "metrics": self.metrics, "seconds": self.seconds, "skipped_steps": self.skipped}
+        return first | self.rates
 
 
 class Saved(NamedTuple):
@@ -66,8 +68,8 @@ class Saved(NamedTuple):
 def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
     """Trains until `plan.clock` says that the run is over, going on from the newest whole step under `path`/train.
 
-    Saves on SIGTERM and Ctrl-C and raises `Stopped`. Raises LspError exit 6 before the update that a loss or gradient
-    that is not finite would have made, and exit 2 or 5 when batch or mesh do not fit the devices.
+    Saves on SIGTERM and Ctrl-C and raises `Stopped`. Raises LspError exit 6 before an update that the watch refuses and
+    has no way around (`watch.answer`), and exit 2 or 5 when batch or mesh do not fit the devices.
     """
     began = time.monotonic()
     train, mesh = plan.train, meshes.make(plan.mesh)
@@ -75,9 +77,12 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
     with jax.set_mesh(mesh):
         tx = optimizer.make(train, plan.transform)
         steps = Steps(path / "train", train.keep, progress.warn)
-        start, state = _start(plan, tx, mesh, steps, progress)
+        start, state, seconds = _start(plan, tx, mesh, steps)
+        plan.clock.add(seconds)
         if processes.first():
             plan.clock.check()
+        if start:
+            progress.say(f"continuing from step {start}")
         meter = Meter()
         step = Compiled(
             make_train_step(
@@ -87,22 +92,25 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
                 seed=train.seed,
                 accumulate=train.accumulate,
                 precision=train.precision,
+                spike=train.spike,
             ),
             mesh,
             meter,
         )
         frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
         log = Log(path / "metrics.jsonl", start, meter)
-        done, state = _train(plan, step, start, state, frozen, steps, log, progress)
+        restore = lambda: _start(plan, tx, mesh, steps)[1]  # noqa: E731
+        done, state = _train(plan, step, start, state, frozen, steps, restore, log, progress)
         progress.say(f"evaluating after {done} steps")
         params = optimizer.weights(state.params, state.opt_state)
         metrics = plan.evaluate(params)
         params = meshes.gathered(params)
-    return Fitted(params, done, metrics, time.monotonic() - began, meter.summary())
+        skipped = int(state.recent.skipped)
+    return Fitted(params, done, metrics, time.monotonic() - began, skipped, meter.summary())
 
 
-def _start(plan: Plan, tx: Any, mesh: Mesh, steps: Steps, progress: Any) -> tuple[int, TrainState]:
-    """The newest saved state, or a first one, placed on the mesh. The clock goes on from what was saved with it."""
+def _start(plan: Plan, tx: Any, mesh: Mesh, steps: Steps) -> tuple[int, TrainState, float]:
+    """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
 
     def first(params: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):
@@ -114,51 +122,83 @@ def _start(plan: Plan, tx: Any, mesh: Mesh, steps: Steps, progress: Any) -> tupl
     found = steps.latest(Saved(like, np.zeros(())))
     if found is not None:
         done, saved = found
-        plan.clock.add(float(saved.seconds))
-        progress.say(f"continuing from step {done}")
-        return done, saved.state
-    return 0, jax.jit(first, out_shardings=places)(meshes.spread(plan.params, places.params))
+        return done, saved.state, float(saved.seconds)
+    return 0, jax.jit(first, out_shardings=places)(meshes.spread(plan.params, places.params)), 0.0
 
 
 def _train(
-    plan: Plan, step: "Compiled", start: int, state: TrainState, frozen: Any, steps: Steps, log: Log, progress: Any
+    plan: Plan,
+    step: "Compiled",
+    start: int,
+    state: TrainState,
+    frozen: Any,
+    steps: Steps,
+    restore: Callable[[], TrainState],
+    log: Log,
+    progress: Any,
 ) -> tuple[int, TrainState]:
     """Steps from `start` until the run is over: how many are done then, and the state after them."""
     train, clock = plan.train, plan.clock
     rate = optimizer.schedule(train)
-    batches = plan.batches(start, train.steps or sys.maxsize)
-    done, saved = start, start
+    end = train.steps or sys.maxsize
+    batches = plan.batches(start, end)
+    done, saved, share = start, start, 0.0
+    log.skipped = int(state.recent.skipped)
+
+    def refused() -> bool:
+        """Waits for the newest step. True if the watch refused it, and the run goes on from another state."""
+        nonlocal done, state, batches
+        bad = log.settle()
+        if bad is None:
+            return False
+        state = watch.answer(bad, state, train.on_divergence, restore, progress.warn, "")
+        done, log.skipped = int(state.step), int(state.recent.skipped)
+        batches = plan.batches(done, end)
+        if train.on_divergence == "rewind":
+            save()  # so that a killed run takes the same road
+        return True
 
     def save() -> None:
         nonlocal saved
+        refused()
         if done > saved:
-            log.settle()
             steps.save(done, Saved(state, np.array(clock.seconds())))
             saved = done
 
+    def over() -> bool:
+        """Whether the time is up is what all processes agreed on with the step before."""
+        return done >= end or log.progress >= 1
+
+    def write() -> None:
+        number = done
+        refused()
+        if done == number and log.sums:
+            bar.update(done, **clock.left(), **log.write(done, learning_rate=float(rate(share))))
+
     with interrupt.holding(), progress.task("training", train.steps or None) as bar:
         try:
-            # Whether the time is up is what all processes agreed on with the step before.
-            while log.progress < 1 and (done < train.steps or not train.steps):
+            if train.on_divergence == "rewind" and not start:
+                steps.save(0, Saved(state, np.array(clock.seconds())))
+            while not over() or (refused() and not over()):
                 if log.stop:
                     raise Stopped(Exit.of(log.stop))
                 batch = log.meter.waiting(batches)
                 share = clock.progress(done, train.steps)
                 signals = meshes.each(Signals(share, interrupt.asked()), step.mesh)
-                useful, overflow = int((batch["segments"] > 0).sum()), batch.pop("overflow", None)
+                overflow = batch.pop("overflow", None)
                 state, metrics = step(state, frozen, batch, np.int32(done), signals)
                 done += 1
-                log.add(done, metrics, useful, batch["segments"].size, 0 if overflow is None else int(overflow))
+                log.add(done, metrics, batch, 0 if overflow is None else int(overflow))
                 if done % train.log_every == 0:
-                    bar.update(done, **clock.left(), **log.write(learning_rate=float(rate(share))))
+                    write()
                 else:
                     bar.update(done)
                 if done % train.checkpoint_every == 0:
                     save()
                 if train.evaluate_every and done % train.evaluate_every == 0 and done < train.steps:
                     log.evaluated(done, plan.evaluate(state.params))
-            if done > start and done % train.log_every:
-                bar.update(done, **log.write(learning_rate=float(rate(share))))
+            if done % train.log_every:
+                write()
             save()
         except Stopped:
             if processes.alone() or log.stop:  # else the others do not know of it, and would not save with this one

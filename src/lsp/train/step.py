@@ -9,16 +9,18 @@ import optax
 from flax import nnx
 
 from lsp.model.sharding import gather
+from lsp.train import watch
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Objective
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state."""
+    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state, what the watch remembers."""
 
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    recent: watch.Recent = watch.FRESH
 
 
 class Signals(NamedTuple):
@@ -37,14 +39,16 @@ def make_train_step(
     seed: int,
     accumulate: int = 1,
     precision: str = "fp32",
+    spike: float = 0.0,
 ) -> Any:
     """Returns jitted `step(state, frozen, batch, index, signals) -> (state, metrics)`.
 
-    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and loss and
-    gradient norm are finite; otherwise the state stays as it was, and so does every later step: a diverged run stops
-    before the update even though the host hears of it one step late. Metrics hold `loss` and the objective's as `Mean`,
-    `gradient_norm` (before clipping), `ok`, and the `signals` that all agree on. The batch is cut into `accumulate`
-    micro-batches whose sums are added and divided once. `precision` bf16 casts the parameters once a step.
+    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and
+    `watch.sound` agrees: loss and gradient norm are finite and no spike of `spike` deviations. Otherwise the state
+    stays as it was, and so does every later step, although the host hears of it one step late. Metrics hold `loss` and
+    the objective's as `Mean`, `gradient_norm` (before clipping), `ok`, and the `signals` that all agree on. The batch
+    is cut into `accumulate` micro-batches whose sums are added and divided once. `precision` bf16 casts the parameters
+    once a step.
     """
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
@@ -78,12 +82,14 @@ def make_train_step(
             start = gradients(state.params, frozen, first, keys[0])
             (grads, metrics), _ = jax.lax.scan(add, start, (jnp.arange(1, accumulate), rest))
         loss = metrics["loss"]
-        grads = jax.tree.map(lambda g: g / jnp.maximum(loss.count, 1.0), grads)
-        norm = optax.tree.norm(grads)
-        ok = jnp.isfinite(loss.total) & jnp.isfinite(norm) & (state.step == index)
+        count = jnp.maximum(loss.count, 1.0)
+        grads = jax.tree.map(lambda g: g / count, grads)
+        mean, norm = loss.total / count, optax.tree.norm(grads)
+        ok = watch.sound(state.recent, mean, norm, spike) & (state.step == index)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
             updates, opt_state = tx.update(grads, state.opt_state, state.params, progress=agreed.progress)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        params, recent = optax.apply_updates(state.params, updates), watch.noted(state.recent, mean, norm)
+        new = TrainState(state.step + 1, params, opt_state, recent)
         state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
         return state, metrics | {"gradient_norm": norm, "ok": ok, "signals": agreed}
 

@@ -1,0 +1,150 @@
+"""Which steps must not be made: a loss or gradient that is not finite, or far above those of the last updates.
+
+The step decides on the device, from a window that is a part of its state, and a step that is refused changes nothing,
+nor does any later one; so a resumed run decides as the one that went on. The host hears of it one step late, when the
+state is still the one that the refused step began with, and gives `answer`: stop, skip the batch (as OLMo 2's SkipStep
+does, 2024), or go back to the newest saved step and on behind the batch (as PaLM was trained, Chowdhery et al., 2022).
+"""
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lsp import Exit, LspError
+from lsp.train import mesh as meshes
+
+if TYPE_CHECKING:
+    from lsp.train.step import TrainState
+
+WINDOW = 128  # updates that a loss is compared with, and steps in which skips are counted
+ENOUGH = 64  # updates before which nothing is called a spike: a deviation needs some losses
+SKIPS = WINDOW // 10  # skipped steps in a window; with one more the run has diverged
+REWINDS = 3  # in a run
+# A deviation is at least this share of the mean: where a loss stands still, rounding is no spike.
+LEAST = 0.01
+
+
+class Recent(NamedTuple):
+    """What is remembered of a run: rings of its last updates and skips, and counts. Update n is at place n % size."""
+
+    losses: Any  # float32 [WINDOW]
+    norms: Any  # float32 [WINDOW]
+    updates: Any  # int32
+    warned: Any  # bool: a spike was seen and spikes shall pass
+    skips: Any  # int32 [SKIPS], the steps that were skipped last
+    skipped: Any  # int32, steps without an update that lasts
+    rewinds: Any  # int32
+
+
+FRESH = Recent(
+    losses=np.zeros(WINDOW, np.float32),
+    norms=np.zeros(WINDOW, np.float32),
+    updates=np.int32(0),
+    warned=np.bool_(False),
+    skips=np.full(SKIPS, -WINDOW, np.int32),
+    skipped=np.int32(0),
+    rewinds=np.int32(0),
+)
+
+
+class Refused(NamedTuple):
+    """A step that was not made: its number from 0, mean loss, gradient norm and host batch."""
+
+    step: int
+    loss: float
+    norm: float
+    batch: dict[str, np.ndarray]
+
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def sound(recent: Recent, loss: jax.Array, norm: jax.Array, spike: float) -> jax.Array:
+    """Whether a step of this mean loss and gradient norm may be made, bool; `spike` in deviations, 0 for any height."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    if not spike:
+        return finite
+    high = (loss > _limit(recent.losses, recent.updates, spike)) | (norm > _limit(recent.norms, recent.updates, spike))
+    return finite & (recent.warned | ~high)
+
+
+def noted(recent: Recent, loss: jax.Array, norm: jax.Array) -> Recent:
+    """With this update in the window."""
+    place = recent.updates % WINDOW
+    return recent._replace(
+        losses=recent.losses.at[place].set(loss), norms=recent.norms.at[place].set(norm), updates=recent.updates + 1
+    )
+
+
+def _limit(values: jax.Array, updates: jax.Array, spike: float) -> jax.Array:
+    """`spike` deviations above the mean of the window; infinite while it holds less than ENOUGH."""
+    count = jnp.minimum(updates, WINDOW)
+    filled = jnp.arange(WINDOW) < count
+    size = jnp.maximum(count, 1).astype(jnp.float32)
+    mean = jnp.where(filled, values, 0.0).sum() / size
+    deviation = jnp.sqrt(jnp.where(filled, jnp.square(values - mean), 0.0).sum() / size)
+    return jnp.where(updates < ENOUGH, jnp.inf, mean + spike * jnp.maximum(deviation, LEAST * jnp.abs(mean)))
+
+
+def answer(
+    refused: Refused,
+    state: "TrainState",
+    on_divergence: str,
+    restore: Callable[[], "TrainState"],
+    warn: Callable[[str], None],
+    box: str,
+) -> "TrainState":
+    """The state from which the run goes on after a refused step; `box` is where the step can be replayed from.
+
+    `restore` gives the newest saved state. Raises LspError (exit 6): with `stop` when loss or gradient is not finite,
+    with `skip` at the 13th step in 128, with `rewind` at the fourth.
+    """
+    step, recent = refused.step, jax.device_get(state.recent)
+    said = f"step {step + 1}: {_described(refused, recent)}"
+    if on_divergence == "stop":
+        if not refused.finite():
+            raise diverged(said, "The update was not made.", box)
+        warn(f"{said}; going on, and no further spike is reported. {box}")
+        return _moved(state, step, recent._replace(warned=np.bool_(True)))
+    if on_divergence == "skip":
+        oldest = int(recent.skips.min())
+        if step - oldest < WINDOW:
+            raise diverged(said, f"{SKIPS} of the last {WINDOW} steps were skipped already.", box)
+        skips = np.where(np.arange(SKIPS) == recent.skips.argmin(), np.int32(step), recent.skips)
+        warn(f"{said}; the step is skipped. {box}")
+        return _moved(state, step + 1, recent._replace(skips=skips, skipped=recent.skipped + np.int32(1)))
+    if recent.rewinds >= REWINDS:
+        raise diverged(said, f"The run went back {REWINDS} times already.", box)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()  # two states may not fit into memory
+    state = restore()
+    before, old = int(state.step), jax.device_get(state.recent)
+    warn(f"{said}; going back to step {before} and skipping the batches up to this one. {box}")
+    lost = np.int32(step + 1 - before)
+    return _moved(state, step + 1, old._replace(skipped=old.skipped + lost, rewinds=recent.rewinds + np.int32(1)))
+
+
+def diverged(said: str, more: str, box: str) -> LspError:
+    hint = "Lower train.learning_rate or lengthen train.warmup, then run again with --overwrite."
+    return LspError(f"Training diverged at {said}. {more}", hint=f"{hint} {box}".rstrip(), code=Exit.DIVERGED)
+
+
+def _described(refused: Refused, recent: Recent) -> str:
+    """`loss 9.31 (mean of the last 128: 2.4 ± 0.12), gradient norm 4.2 (0.8 ± 0.1)`."""
+    count = min(int(recent.updates), WINDOW)
+    if not refused.finite() or not count:
+        return f"loss {refused.loss:.4g}, gradient norm {refused.norm:.4g}"
+    loss, norm = (f"{v[:count].mean():.4g} ± {v[:count].std():.2g}" for v in (recent.losses, recent.norms))
+    return f"loss {refused.loss:.4g} (mean of the last {count}: {loss}), gradient norm {refused.norm:.4g} ({norm})"
+
+
+def _moved(state: "TrainState", step: int, recent: Recent) -> "TrainState":
+    """The state with another step and memory, each where it was on the devices."""
+    old = (state.step, state.recent)
+    new = (np.int32(step), recent)
+    step_there, recent_there = meshes.spread(new, jax.tree.map(lambda leaf: leaf.sharding, old))
+    return state._replace(step=step_there, recent=recent_there)

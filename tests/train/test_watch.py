@@ -1,0 +1,214 @@
+"""Steps that are refused, and the three answers: by hand, killed and continued, and within bounds."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lsp import Exit, LspError, recipe
+from lsp.model.config import Layer, ModelConfig
+from lsp.model.encoder import graphdef, initialise
+from lsp.train import optimizer, watch
+from lsp.train.clock import Clock
+from lsp.train.loop import Fitted, Plan, fit
+from lsp.train.objectives import Objective, masked_lm
+from lsp.train.step import Signals, TrainState, make_train_step
+
+Batch = dict[str, np.ndarray]
+CONFIG = ModelConfig("modern", 300, 8, (Layer(1, 8, 8),), max_length=16)
+TRAIN = recipe.Train(steps=12, batch_size=4, learning_rate=1e-2, log_every=4, checkpoint_every=3, spike=6.0)
+LONG = dataclasses.replace(TRAIN, steps=90, checkpoint_every=40, log_every=30)
+
+
+class Killed(Exception):
+    """Stands for a process that ends between two steps."""
+
+
+class Said:
+    """A progress display that keeps its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def say(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def task(self, name: str, total: float | None) -> Any:
+        from lsp.console import Progress
+
+        return Progress(quiet=True).task(name, total)
+
+
+def calm(step: int, offset: int = 0) -> Batch:
+    """The batch of every step, a little different each time."""
+    rng = np.random.default_rng(step)
+    tokens = np.tile(np.arange(5, 21, dtype=np.int32), (4, 1))
+    slots = rng.integers(0, 16, (4, 3), np.int32)
+    return {
+        "tokens": tokens,
+        "segments": np.ones_like(tokens),
+        "slots": slots,
+        "targets": slots + np.int32(5 + offset),
+        "weights": np.ones((4, 3), np.float32),
+    }
+
+
+def poisoned(step: int) -> Batch:
+    """A batch whose loss is not finite."""
+    return calm(step) | {"weights": np.full((4, 3), np.inf, np.float32)}
+
+
+def train(
+    path: Path, bad: dict[int, Callable[[int], Batch]], settings: recipe.Train, killed_at: int = 10**9, **changes: Any
+) -> tuple[Fitted, Said]:
+    def batches(start: int, stop: int) -> Iterator[Batch]:
+        for step in range(start, stop):
+            if step == killed_at:
+                raise Killed
+            yield bad.get(step, calm)(step)
+
+    plan = Plan(
+        graphdef=graphdef(CONFIG),
+        params=initialise(CONFIG, 0),
+        objective=Objective(masked_lm),
+        batches=batches,
+        evaluate=lambda params: {},
+        train=dataclasses.replace(settings, **changes),
+        mesh=recipe.Mesh(),
+        clock=Clock(),
+    )
+    path.mkdir(exist_ok=True)
+    said = Said()
+    return fit(plan, path, said), said
+
+
+def by_hand(steps: list[int], back_at: int = -1, back_to: int = 0) -> Any:
+    """Parameters after the calm batches of these steps; before step `back_at` the state of step `back_to` returns."""
+    tx = optimizer.make(TRAIN)
+    step = make_train_step(graphdef(CONFIG), Objective(masked_lm), tx, seed=TRAIN.seed, spike=TRAIN.spike)
+    state = TrainState(jnp.int32(0), initialise(CONFIG, 0), tx.init(initialise(CONFIG, 0)))
+    kept: dict[int, TrainState] = {}
+    for index in steps:
+        kept[index] = jax.tree.map(jnp.copy, state)
+        state = kept[back_to] if index == back_at else state
+        share = Signals((index + 1) / (TRAIN.steps + 1))
+        state, metrics = step(state._replace(step=jnp.int32(index)), None, calm(index), np.int32(index), share)
+        assert metrics["ok"]
+    return state.params
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(expected))
+
+
+def test_a_spike_is_what_a_plain_window_says() -> None:
+    rng = np.random.default_rng(0)
+    losses = np.concatenate([rng.normal(5, 0.3, 200), [5, 9.0, 5.2, 5], rng.normal(3, 0.1, 200)]).astype(np.float32)
+    norms = rng.gamma(2, 1, len(losses)).astype(np.float32)
+    judge, note = jax.jit(lambda *a: watch.sound(*a, 4.0)), jax.jit(watch.noted)
+    recent, verdicts, expected = watch.FRESH, [], []
+    made: list[int] = []
+    for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+        verdicts.append(bool(judge(recent, loss, norm)))
+        window = made[-128:]
+        high = any(
+            value[i] > value[window].mean() + 4 * max(value[window].std(), 0.01 * value[window].mean())
+            for value in (losses.astype(float), norms.astype(float))
+            if len(made) >= 64
+        )
+        expected.append(not high)
+        if verdicts[-1]:
+            recent = note(recent, loss, norm)
+            made.append(i)
+    assert verdicts == expected
+    assert not verdicts[201] and 1 < verdicts.count(False) < 20
+
+
+def test_only_what_is_not_finite_counts_when_spike_is_0_or_the_window_is_young() -> None:
+    loss = jnp.float32(1e9)
+    full = watch.FRESH._replace(updates=np.int32(200), losses=np.ones(128, np.float32))
+    assert watch.sound(full, loss, loss, 0.0) and watch.sound(watch.FRESH, loss, loss, 6.0)
+    assert not watch.sound(full, loss, loss, 6.0)
+    assert watch.sound(full._replace(warned=np.bool_(True)), loss, loss, 6.0)
+    for spike in (0.0, 6.0):
+        assert not watch.sound(watch.FRESH, jnp.float32(jnp.nan), loss, spike)
+        assert not watch.sound(watch.FRESH, loss, jnp.float32(jnp.inf), spike)
+
+
+def test_a_loss_that_stands_still_has_no_spikes() -> None:
+    still = watch.FRESH._replace(
+        updates=np.int32(128), losses=np.full(128, 2, np.float32), norms=np.ones(128, np.float32)
+    )
+    assert watch.sound(still, jnp.float32(2.1), jnp.float32(1.05), 6.0)
+    assert not watch.sound(still, jnp.float32(2.13), jnp.float32(1.0), 6.0)
+
+
+def test_stop_ends_before_the_update(tmp_path: Path) -> None:
+    with pytest.raises(LspError, match=r"diverged at step 6: loss nan.*The update was not made") as caught:
+        train(tmp_path / "run", {5: poisoned}, TRAIN)
+    assert caught.value.code == Exit.DIVERGED
+
+
+def test_a_skipped_step_leaves_all_but_the_counters(tmp_path: Path) -> None:
+    fitted, said = train(tmp_path / "run", {5: poisoned, 11: poisoned}, TRAIN, on_divergence="skip")
+    assert_same(fitted.params, by_hand([0, 1, 2, 3, 4, 6, 7, 8, 9, 10]))
+    assert (fitted.step, fitted.skipped, fitted.summary()["skipped_steps"]) == (12, 2, 2)
+    assert [line.split(":")[0] for line in said.warnings] == ["step 6", "step 12"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("skipped_steps") for row in rows] == [None, 1, 2]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+
+
+def test_a_run_goes_back_and_on_behind_the_batch_even_when_killed_there(tmp_path: Path) -> None:
+    expected = by_hand([0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11], back_at=9, back_to=6)
+    fitted, said = train(tmp_path / "whole", {8: poisoned}, TRAIN, on_divergence="rewind")
+    assert_same(fitted.params, expected)
+    assert fitted.skipped == 3 and "going back to step 6" in said.warnings[0]
+    with pytest.raises(Killed):
+        train(tmp_path / "killed", {8: poisoned}, TRAIN, killed_at=10, on_divergence="rewind")
+    assert (tmp_path / "killed" / "train" / "00000009").is_dir()
+    fitted, said = train(tmp_path / "killed", {}, TRAIN, on_divergence="rewind")
+    assert_same(fitted.params, expected)
+    assert fitted.skipped == 3 and not said.warnings
+
+
+def test_going_back_is_bounded_and_knows_the_first_state(tmp_path: Path) -> None:
+    with pytest.raises(LspError, match="went back 3 times already") as caught:
+        train(tmp_path / "run", dict.fromkeys((1, 2, 5, 7), poisoned), TRAIN, on_divergence="rewind")
+    assert caught.value.code == Exit.DIVERGED and "at step 8" in caught.value.message
+
+
+def test_skipping_is_bounded(tmp_path: Path) -> None:
+    with pytest.raises(LspError, match="12 of the last 128 steps were skipped already") as caught:
+        train(tmp_path / "run", dict.fromkeys(range(20, 60), poisoned), LONG, on_divergence="skip")
+    assert caught.value.code == Exit.DIVERGED and "at step 33" in caught.value.message
+
+
+def spiking(step: int) -> Batch:
+    return calm(step, offset=100)
+
+
+def test_a_run_resumed_in_the_middle_of_the_window_decides_as_the_whole_one(tmp_path: Path) -> None:
+    whole, said = train(tmp_path / "whole", {80: spiking}, LONG, on_divergence="skip")
+    assert whole.skipped == 1 and "mean of the last 80" in said.warnings[0]
+    with pytest.raises(Killed):
+        train(tmp_path / "halves", {80: spiking}, LONG, killed_at=45, on_divergence="skip")
+    halves, said = train(tmp_path / "halves", {80: spiking}, LONG, on_divergence="skip")
+    assert halves.skipped == 1 and "mean of the last 80" in said.warnings[0]
+    assert_same(halves.params, whole.params)
+
+
+def test_stop_only_warns_once_of_spikes_and_changes_nothing(tmp_path: Path) -> None:
+    blind, _ = train(tmp_path / "blind", {80: spiking, 85: spiking}, LONG, spike=1e9)
+    fitted, said = train(tmp_path / "run", {80: spiking, 85: spiking}, LONG)
+    assert len(said.warnings) == 1 and said.warnings[0].startswith("step 81: loss ")
+    assert_same(fitted.params, blind.params)
+    assert fitted.skipped == 0
