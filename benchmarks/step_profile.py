@@ -31,7 +31,7 @@ from lsp.model.config import ModelConfig  # noqa: E402
 from lsp.model.encoder import graphdef, initialise  # noqa: E402
 from lsp.train import optimizer  # noqa: E402
 from lsp.train.objectives import Objective, masked_lm  # noqa: E402
-from lsp.train.step import Signals, TrainState, make_train_step  # noqa: E402
+from lsp.train.step import Signals, TrainState, make_train_step, make_update  # noqa: E402
 
 ROWS, LENGTH, SLOTS, VOCABULARY = 32, 128, 32, 8192
 RUNS = 3
@@ -77,7 +77,7 @@ def training(config: ModelConfig) -> tuple[Any, str]:
     }
     tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     states = [TrainState(jnp.int32(0), params, tx.init(params))]
-    step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
     compiled = step.lower(states[0], None, batch, np.int32(0), Signals(0.5)).compile()
 
     def run() -> None:

@@ -31,7 +31,7 @@ def main() -> None:
     from lsp.model.encoder import graphdef, initialise
     from lsp.train import optimizer
     from lsp.train.objectives import Objective, masked_lm
-    from lsp.train.step import Signals, TrainState, make_train_step
+    from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
     config = ModelConfig.from_recipe(recipe.Model(preset=options.preset), 8192)
     rng, rows, length, slots = np.random.default_rng(0), 32, 128, 32
@@ -44,7 +44,7 @@ def main() -> None:
     }
     tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
     compiled = step.lower(state, None, batch, np.int32(0), Signals(0.5)).compile()
     seconds = []
     for index in range(options.repeats):

@@ -90,6 +90,15 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Replicas:
+    count: int = key(1, "copies of the model that train apart, each on its share of the batch; divides `train.batch_size`")
+    every: int = key(20, "steps between two meetings at which the copies are merged")
+    outer: Literal["average", "nesterov"] = key("nesterov", "what a meeting does: the mean of the copies, or a step of Nesterov's momentum towards it (DiLoCo)")
+    rate: float = key(0.7, "learning rate of that step")
+    momentum: float = key(0.9, "momentum of that step")
+
+
+@dataclasses.dataclass(frozen=True)
 class Pruning:
     sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1")
     begin: float = key(0.0, "share of the steps after which pruning starts")
@@ -120,6 +129,7 @@ class Pretrain:
     data: Text = Text()
     train: Train = Train(steps=1000)
     mesh: Mesh = Mesh()
+    replicas: Replicas = Replicas()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +181,11 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
     (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average"), lambda v: 0 <= v <= 1, "between 0 and 1"),
-    (("sparsity", "beta1", "beta2"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
-    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
+    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
     (("steps", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
-    (("learning_rate", "temperature", "epochs"), lambda v: v > 0, "more than 0"),
+    (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),

@@ -22,7 +22,7 @@ from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef, initialise
 from lsp.train import mesh as meshes, optimizer
 from lsp.train.objectives import Objective, masked_lm
-from lsp.train.step import Signals, TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
 config = ModelConfig("modern", 304, 16, (Layer(2, 8, 24), Layer(2, 8, 24)), max_length=16)
 rng = np.random.default_rng(0)
@@ -43,7 +43,7 @@ for split in json.loads(sys.argv[1]):
         state = jax.device_put(state, places)
         sent = meshes.send(batch, mesh)
         assert all(np.array_equal(sent[name], batch[name]) for name in batch)
-        step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
+        step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
         state, metrics = step(state, None, sent, np.int32(0), Signals(0.0))
         kernel = state.params["layers"][0]["attention"]["qkv"]["kernel"]
         mu = optax.tree.get(state.opt_state, "mu")

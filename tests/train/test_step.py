@@ -10,7 +10,7 @@ from lsp.model.encoder import graphdef, initialise
 from lsp.train import optimizer
 from lsp.train.metrics import classification, value
 from lsp.train.objectives import Objective, cross_entropy, masked_lm
-from lsp.train.step import Signals, TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
 HALF = Signals(0.5)  # of the run is done
 TRAIN = recipe.Train(steps=100, learning_rate=1e-2, warmup=0.1)
@@ -35,7 +35,7 @@ def start(config: ModelConfig, tx: optax.GradientTransformation) -> TrainState:
 
 def run(config: ModelConfig, data: dict[str, np.ndarray], **options):
     tx = optimizer.make(TRAIN)
-    step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0, **options)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx, **options), seed=0)
     return step(start(config, tx), None, data, np.int32(0), HALF)
 
 
@@ -71,7 +71,7 @@ def test_the_written_out_cross_entropy_is_the_derived_one():
 
 def test_a_loss_that_is_not_finite_changes_nothing(config: ModelConfig):
     tx = optimizer.make(TRAIN)
-    step = make_train_step(graphdef(config), Objective(masked_lm), tx, seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
     bad = batch() | {"weights": np.full((8, 4), np.inf, np.float32)}
     state, metrics = step(start(config, tx), None, bad, np.int32(0), HALF)
     assert not metrics["ok"]

@@ -18,7 +18,7 @@ from lsp.train import optimizer, watch
 from lsp.train.clock import Clock
 from lsp.train.loop import Fitted, Plan, fit
 from lsp.train.objectives import Objective, masked_lm
-from lsp.train.step import Signals, TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
 Batch = dict[str, np.ndarray]
 CONFIG = ModelConfig("modern", 300, 8, (Layer(1, 8, 8),), max_length=16)
@@ -93,7 +93,7 @@ def train(
 def by_hand(steps: list[int], back_at: int = -1, back_to: int = 0) -> Any:
     """Parameters after the calm batches of these steps; before step `back_at` the state of step `back_to` returns."""
     tx = optimizer.make(TRAIN)
-    step = make_train_step(graphdef(CONFIG), Objective(masked_lm), tx, seed=TRAIN.seed, spike=TRAIN.spike)
+    step = make_train_step(make_update(graphdef(CONFIG), Objective(masked_lm), tx), seed=TRAIN.seed, spike=TRAIN.spike)
     state = TrainState(jnp.int32(0), initialise(CONFIG, 0), tx.init(initialise(CONFIG, 0)))
     kept: dict[int, TrainState] = {}
     for index in steps:

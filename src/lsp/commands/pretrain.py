@@ -79,6 +79,7 @@ def run(
                 train=train,
                 mesh=recipe.mesh,
                 clock=clock,
+                replicas=recipe.replicas,
             )
             fitted = fit(plan, held.path, progress)
             if not processes.first():

@@ -26,6 +26,8 @@ PARAMETERS = (
     (r"tokens\.table", P(("tensor", "fsdp"))),
     (r"words\.bias", P("tensor")),
 )
+# Copies of the model that train apart lie in the optimizer's state, along a first axis of their own.
+COPIES = "opt_state.local."
 # Activations by the suffix of their names: B rows, T tokens, D width, K slots, V vocabulary.
 ROWS = ("data", "fsdp")
 ACTIVATIONS = {"BTD": P(ROWS), "BKD": P(ROWS), "BKV": P(ROWS, None, "tensor")}
@@ -36,6 +38,8 @@ def parameter(path: Any, shape: tuple[int, ...], mesh: Any, *, gathered: bool = 
     `gathered`, used."""
     name = ".".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
     axes = next((axes for pattern, axes in PARAMETERS if re.search(pattern + r"(\.q)?$", name)), P())
+    if COPIES in name:
+        return P("replica", *even(axes, shape[1:], mesh))
     return even(axes, shape, mesh, {"fsdp"} if gathered else set())
 
 

@@ -1,7 +1,7 @@
 """What crosses between devices in one step, read from the text of a compiled program.
 
 A program is a list of computations; those that a `while` loop repeats count as often as it turns, which the compiler
-knows and writes down.
+knows and writes down, and every branch of a choice counts once.
 """
 
 import re
@@ -19,6 +19,7 @@ SCATTER = "all-reduce-scatter"
 
 OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 CALL = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%([\w.-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 ARRAY = re.compile(r"\b(pred|bf16|[a-z]\d+\w*)\[([\d,]*)\]")
 
@@ -93,7 +94,8 @@ def _repeats(computations: dict[str, list[str]], entry: str) -> Counter[str]:
     for name, lines in computations.items():
         for line in lines:
             turns = TURNS.search(line)
-            for called in CALL.findall(line):
+            branches = ",".join(BRANCHES.findall(line)).replace("%", "").replace(" ", "").split(",")
+            for called in [*CALL.findall(line), *branches]:
                 if called in callers:
                     callers[called].append((name, int(turns[1]) if turns else 1))
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from lsp import Exit, LspError
 from lsp import recipe as recipes
@@ -23,11 +22,11 @@ from lsp.model import cost, sharding
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, shapes
 from lsp.train import mesh as meshes
-from lsp.train import optimizer
+from lsp.train import optimizer, replicas
 from lsp.train.accelerators import Accelerator
 from lsp.train.collectives import Collective, collectives
 from lsp.train.objectives import Objective, masked_lm
-from lsp.train.step import Signals, TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
 
 # What XLA's partitioner says when it finds no better way from one split to another.
 REMATERIALISED = "Involuntary full rematerialization"
@@ -115,20 +114,17 @@ def model(recipe: recipes.Pretrain) -> ModelConfig:
 def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
     """The step that `lsp pretrain` would run on these devices. Raises LspError (exit 2 or 5) when batch or mesh do not
     fit them, and what XLA raises when memory does not suffice."""
-    mesh = meshes.make(recipe.mesh, devices)
-    meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh)
+    mesh = meshes.make(recipe.mesh, devices, recipe.replicas.count)
+    meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh, recipe.replicas.count)
     config, train = model(recipe), recipe.train
     with jax.set_mesh(mesh):
         tx = optimizer.make(train)
-        state, batch = _state(config, tx, mesh), _batch(recipe, mesh)
-        step = make_train_step(
-            graphdef(config),
-            Objective(masked_lm),
-            tx,
-            seed=train.seed,
-            accumulate=train.accumulate,
-            precision=train.precision,
+        alone = make_update(
+            graphdef(config), Objective(masked_lm), tx, accumulate=train.accumulate, precision=train.precision
         )
+        update = replicas.delayed(alone, recipe.replicas, mesh)
+        state, batch = _state(config, update, mesh), _batch(recipe, mesh)
+        step = make_train_step(update, seed=train.seed, spike=train.spike)
         began = monotonic()
         with _said() as said:
             said_by_each = jax.ShapeDtypeStruct((mesh.size,), jnp.float32, sharding=meshes.everywhere(mesh))
@@ -168,9 +164,9 @@ def time(recipe: recipes.Pretrain, step: Step, devices: int, accelerator: Accele
     return Time(flops(recipe) / devices / (peak * mfu), moved / accelerator.bandwidth, sent / accelerator.link)
 
 
-def _state(config: ModelConfig, tx: Any, mesh: Mesh) -> TrainState:
+def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
     with jax.numpy_dtype_promotion("standard"):
-        state = jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, tx.init(params)), shapes(config))
+        state = jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, update.init(params)), shapes(config))
     places = meshes.place(state, mesh)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
 
@@ -180,7 +176,7 @@ def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
     rows, length = recipe.train.batch_size, recipe.data.sequence_length
     slots = slots_for(recipe.data.mask_rate, length)
     widths = {"tokens": length, "segments": length, "slots": slots, "targets": slots, "weights": slots}
-    place = NamedSharding(mesh, P(sharding.ROWS))
+    place = meshes.rows(mesh)
     return {
         name: jax.ShapeDtypeStruct((rows, width), jnp.float32 if name == "weights" else jnp.int32, sharding=place)
         for name, width in widths.items()

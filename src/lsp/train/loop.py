@@ -17,11 +17,13 @@ from lsp import Exit, Stopped, interrupt
 from lsp import recipe as recipes
 from lsp.checkpoint import Steps
 from lsp.train import mesh as meshes
-from lsp.train import optimizer, processes, watch
+from lsp.train import optimizer, processes, replicas, watch
 from lsp.train.clock import Clock
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
-from lsp.train.step import Signals, TrainState, make_train_step
+from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
+
+ALONE = recipes.Replicas()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Plan:
     mesh: recipes.Mesh
     clock: Clock
     transform: optax.GradientTransformation | None = None
+    replicas: recipes.Replicas = ALONE
 
 
 @dataclass(frozen=True)
@@ -72,34 +75,26 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
     has no way around (`watch.answer`), and exit 2 or 5 when batch or mesh do not fit the devices.
     """
     began = time.monotonic()
-    train, mesh = plan.train, meshes.make(plan.mesh)
-    meshes.check_batch(train.batch_size, train.accumulate, mesh)
+    train, copies = plan.train, plan.replicas.count
+    mesh = meshes.make(plan.mesh, replicas=copies)
+    meshes.check_batch(train.batch_size, train.accumulate, mesh, copies)
+    replicas.check(plan.replicas, train)
     with jax.set_mesh(mesh):
         tx = optimizer.make(train, plan.transform)
+        alone = make_update(plan.graphdef, plan.objective, tx, accumulate=train.accumulate, precision=train.precision)
+        update = replicas.delayed(alone, plan.replicas, mesh)
         steps = Steps(path / "train", train.keep, progress.warn)
-        start, state, seconds = _start(plan, tx, mesh, steps)
+        start, state, seconds = _start(plan, update, mesh, steps)
         plan.clock.add(seconds)
         if processes.first():
             plan.clock.check()
         if start:
             progress.say(f"continuing from step {start}")
         meter = Meter()
-        step = Compiled(
-            make_train_step(
-                plan.graphdef,
-                plan.objective,
-                tx,
-                seed=train.seed,
-                accumulate=train.accumulate,
-                precision=train.precision,
-                spike=train.spike,
-            ),
-            mesh,
-            meter,
-        )
+        step = Compiled(make_train_step(update, seed=train.seed, spike=train.spike), mesh, meter)
         frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
         log = Log(path / "metrics.jsonl", start, meter)
-        restore = lambda: _start(plan, tx, mesh, steps)[1]  # noqa: E731
+        restore = lambda: _start(plan, update, mesh, steps)[1]  # noqa: E731
         done, state = _train(plan, step, start, state, frozen, steps, restore, log, progress)
         progress.say(f"evaluating after {done} steps")
         params = optimizer.weights(state.params, state.opt_state)
@@ -109,12 +104,12 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
     return Fitted(params, done, metrics, time.monotonic() - began, skipped, meter.summary())
 
 
-def _start(plan: Plan, tx: Any, mesh: Mesh, steps: Steps) -> tuple[int, TrainState, float]:
+def _start(plan: Plan, update: Update, mesh: Mesh, steps: Steps) -> tuple[int, TrainState, float]:
     """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
 
     def first(params: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):
-            return TrainState(jnp.int32(0), params, tx.init(params))
+            return TrainState(jnp.int32(0), params, update.init(params))
 
     shapes = jax.eval_shape(first, plan.params)
     places = meshes.place(shapes, mesh)

@@ -1,5 +1,6 @@
-"""A mesh of devices with axes data, fsdp and tensor, and arrays placed on it by the tables of model/sharding.py."""
+"""A mesh of devices with axes replica, data, fsdp and tensor, and arrays placed on it by model/sharding.py's tables."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +14,14 @@ from lsp import recipe as recipes
 from lsp.model import sharding
 
 
-def make(recipe: recipes.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices. Raises LspError (exit 5) when the sizes do not multiply to their number."""
+def make(recipe: recipes.Mesh, devices: Sequence[jax.Device] | None = None, replicas: int = 1) -> Mesh:
+    """The mesh over all devices; `replicas` copies of the model are spread over as many groups of them as divide both.
+
+    Raises LspError (exit 5) when the sizes do not multiply to their number.
+    """
     devices = jax.devices() if devices is None else devices
-    known = recipe.fsdp * recipe.tensor
+    groups = math.gcd(replicas, len(devices) // (recipe.fsdp * recipe.tensor * max(1, recipe.data)) or 1)
+    known = groups * recipe.fsdp * recipe.tensor
     data = len(devices) // known if recipe.data == -1 else recipe.data
     if data * known != len(devices):
         raise LspError(
@@ -25,8 +30,8 @@ def make(recipe: recipes.Mesh, devices: Sequence[jax.Device] | None = None) -> M
             hint="Leave mesh.data at -1 and choose fsdp and tensor so that their product divides the devices.",
             code=Exit.MACHINE,
         )
-    grid = np.asarray(devices).reshape(data, recipe.fsdp, recipe.tensor)
-    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    grid = np.asarray(devices).reshape(groups, data, recipe.fsdp, recipe.tensor)
+    return Mesh(grid, ("replica", "data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 4)
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
@@ -38,8 +43,13 @@ def place(tree: Any, mesh: Mesh) -> Any:
 
 
 def send(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A host batch on the devices, its rows split over data and fsdp; each process sends those of its own devices."""
-    return spread(batch, dict.fromkeys(batch, NamedSharding(mesh, P(sharding.ROWS))))
+    """A host batch on the devices, its rows split; each process sends those of its own devices."""
+    return spread(batch, dict.fromkeys(batch, rows(mesh)))
+
+
+def rows(mesh: Mesh) -> NamedSharding:
+    """Rows split over copies of the model, data and fsdp."""
+    return NamedSharding(mesh, P(("replica", *sharding.ROWS)))
 
 
 def spread(tree: Any, places: Any) -> Any:
@@ -74,11 +84,12 @@ def gathered(tree: Any) -> Any:
     return process_allgather(tree, tiled=True)
 
 
-def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises LspError (exit 2) unless the batch splits evenly over micro-batches and devices."""
-    parts = accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh, replicas: int = 1) -> None:
+    """Raises LspError (exit 2) unless the batch splits evenly over copies of the model, micro-batches and devices."""
+    parts = replicas * accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
+        what = "copies × micro-batches × devices" if replicas > 1 else "micro-batches × devices"
         raise LspError(
-            f"train.batch_size = {batch_size} can't be split over {parts} (micro-batches × devices).",
+            f"train.batch_size = {batch_size} can't be split over {parts} ({what}).",
             hint=f"Use a multiple of {parts}, such as {-(-batch_size // parts) * parts}.",
         )

@@ -1,5 +1,6 @@
 """One training step: the only place where parameters change."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,25 +32,25 @@ class Signals(NamedTuple):
     stop: Any = 0.0  # the exit code with which to save and stop, else 0
 
 
-def make_train_step(
+class Update(NamedTuple):
+    """What a batch does to parameters. `init(params)` is the optimizer's first state, and `update(params, opt_state,
+    frozen, batch, key, progress)` gives both after the batch, the metrics as `Mean`, `loss` among them, and the norm of
+    the gradient before clipping."""
+
+    init: Callable[[Any], Any]
+    update: Callable[..., tuple[Any, Any, dict[str, Mean], jax.Array]]
+
+
+def make_update(
     graphdef: Any,
     objective: Objective,
     tx: optax.GradientTransformationExtraArgs,
     *,
-    seed: int,
     accumulate: int = 1,
     precision: str = "fp32",
-    spike: float = 0.0,
-) -> Any:
-    """Returns jitted `step(state, frozen, batch, index, signals) -> (state, metrics)`.
-
-    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and
-    `watch.sound` agrees: loss and gradient norm are finite and no spike of `spike` deviations. Otherwise the state
-    stays as it was, and so does every later step, although the host hears of it one step late. Metrics hold `loss` and
-    the objective's as `Mean`, `gradient_norm` (before clipping), `ok`, and the `signals` that all agree on. The batch
-    is cut into `accumulate` micro-batches whose sums are added and divided once. `precision` bf16 casts the parameters
-    once a step.
-    """
+) -> Update:
+    """An update by gradients. The batch is cut into `accumulate` micro-batches whose sums are added and divided once;
+    `precision` bf16 casts the parameters once."""
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
         cast = params if precision == "fp32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
@@ -60,36 +61,54 @@ def make_train_step(
         (_, (loss, metrics)), grads = jax.value_and_grad(sums, has_aux=True)(params, frozen, batch, key)
         return grads, metrics | {"loss": loss}
 
-    @partial(jax.jit, donate_argnums=0)
-    def train_step(
-        state: TrainState, frozen: Any, batch: Any, index: jax.Array, signals: Signals
-    ) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        agreed = jax.tree.map(jnp.max, signals)
+    def update(
+        params: Any, opt_state: Any, frozen: Any, batch: Any, key: jax.Array, progress: jax.Array
+    ) -> tuple[Any, Any, dict[str, Mean], jax.Array]:
         if accumulate == 1:
-            grads, metrics = gradients(state.params, frozen, batch, key)
+            grads, metrics = gradients(params, frozen, batch, key)
         else:
             # Row i goes to micro-batch i % accumulate, so each micro-batch stays spread over the devices.
             parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 number, micro = part
-                return jax.tree.map(jnp.add, carry, gradients(state.params, frozen, micro, keys[number])), None
+                return jax.tree.map(jnp.add, carry, gradients(params, frozen, micro, keys[number])), None
 
             keys = jax.random.split(key, accumulate)
             first = jax.tree.map(lambda x: x[0], parts)
             rest = jax.tree.map(lambda x: x[1:], parts)
-            start = gradients(state.params, frozen, first, keys[0])
+            start = gradients(params, frozen, first, keys[0])
             (grads, metrics), _ = jax.lax.scan(add, start, (jnp.arange(1, accumulate), rest))
-        loss = metrics["loss"]
-        count = jnp.maximum(loss.count, 1.0)
+        count = jnp.maximum(metrics["loss"].count, 1.0)
         grads = jax.tree.map(lambda g: g / count, grads)
-        mean, norm = loss.total / count, optax.tree.norm(grads)
-        ok = watch.sound(state.recent, mean, norm, spike) & (state.step == index)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
-            updates, opt_state = tx.update(grads, state.opt_state, state.params, progress=agreed.progress)
-        params, recent = optax.apply_updates(state.params, updates), watch.noted(state.recent, mean, norm)
-        new = TrainState(state.step + 1, params, opt_state, recent)
+            updates, opt_state = tx.update(grads, opt_state, params, progress=progress)
+        return optax.apply_updates(params, updates), opt_state, metrics, optax.tree.norm(grads)
+
+    return Update(tx.init, update)
+
+
+def make_train_step(update: Update, *, seed: int, spike: float = 0.0) -> Any:
+    """Returns jitted `step(state, frozen, batch, index, signals) -> (state, metrics)`.
+
+    `index` is the step that the batch belongs to. The update happens only if it is the state's own step and
+    `watch.sound` agrees: loss and gradient norm are finite and no spike of `spike` deviations. Otherwise the state
+    stays as it was, and so does every later step, although the host hears of it one step late. Metrics hold those of
+    the update, `gradient_norm` (before clipping), `ok`, and the `signals` that all agree on.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, frozen: Any, batch: Any, index: jax.Array, signals: Signals
+    ) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        agreed = jax.tree.map(jnp.max, signals)
+        params, opt_state, metrics, norm = update.update(
+            state.params, state.opt_state, frozen, batch, key, agreed.progress
+        )
+        mean = metrics["loss"].total / jnp.maximum(metrics["loss"].count, 1.0)
+        ok = watch.sound(state.recent, mean, norm, spike) & (state.step == index)
+        new = TrainState(state.step + 1, params, opt_state, watch.noted(state.recent, mean, norm))
         state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
         return state, metrics | {"gradient_norm": norm, "ok": ok, "signals": agreed}
 
