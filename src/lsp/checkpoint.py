@@ -28,6 +28,7 @@ from lsp.model.sparse import is_packed, pack, unpack
 if TYPE_CHECKING:
     from lsp.data.tokenizer import Tokenizer
 
+PATIENCE = 4 * 10**9  # seconds: more than from 1970 to 2038
 Tree = Any  # nested dicts (str or whole-number keys) of arrays and Int8; for Steps, any pytree of arrays
 
 
@@ -428,7 +429,10 @@ def _checkpointer(compress: bool, alone: bool = False) -> Any:
         use_ocdbt=True, use_zarr3=True, use_compression=compress, multiprocessing_options=options
     )
     # Folders made in the background would be announced to the other processes.
-    asynchronous = ocp.options.AsyncOptions(create_directories_asynchronously=not alone)
+    # Orbax reads the time of day to give up after 20 minutes: a clock set forward in a save would end a run. But where
+    # processes wait for each other, a lost one must not be waited for.
+    patience = PATIENCE if alone or jax.process_count() == 1 else 1200
+    asynchronous = ocp.options.AsyncOptions(timeout_secs=patience, create_directories_asynchronously=not alone)
     return ocp.AsyncCheckpointer(handler, async_options=asynchronous, multiprocessing_options=options)
 
 
