@@ -428,7 +428,7 @@ def _checkpointer(compress: bool, alone: bool = False) -> Any:
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=True, use_zarr3=True, use_compression=compress, multiprocessing_options=options
     )
-    # Orbax gives up waiting for itself by the time of day, so that a clock set forward in a save would end the run. Where
+    # Orbax gives up waiting for itself by the time of day: a clock set forward in a save would end the run. Where
     # processes wait for each other, though, a lost one must not be waited for. Folders made in the background would be
     # announced to the other processes, and waited for by that clock.
     single = alone or jax.process_count() == 1
