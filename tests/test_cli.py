@@ -21,7 +21,8 @@ OPTIONS = {
     "prepare": ["--out", "--tokenizer", "--part", "--vocab-size", "--seq-len", *RECIPE, "--overwrite", *JSON],
     "data peek": ["--rows", "--step", *RECIPE, "--json"],
     "pretrain": [
-        *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget", "--overwrite", *JSON],
+        *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget"],
+        *["--coordinator", "--processes", "--process-id", "--overwrite", *JSON],
     ],
     "finetune": [*TRAINING, "--tokenizer", *RECIPE, "--budget", "--overwrite", *JSON],
     "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],

@@ -28,6 +28,7 @@ from lsp.model.sparse import is_packed, pack, unpack
 if TYPE_CHECKING:
     from lsp.data.tokenizer import Tokenizer
 
+PATIENCE = 4 * 10**9  # seconds: more than from 1970 to 2038
 Tree = Any  # nested dicts (str or whole-number keys) of arrays and Int8; for Steps, any pytree of arrays
 
 
@@ -427,9 +428,14 @@ def _checkpointer(compress: bool, alone: bool = False) -> Any:
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=True, use_zarr3=True, use_compression=compress, multiprocessing_options=options
     )
-    # Folders made in the background would be announced to the other processes.
-    asynchronous = ocp.options.AsyncOptions(create_directories_asynchronously=not alone)
-    return ocp.AsyncCheckpointer(handler, async_options=asynchronous, multiprocessing_options=options)
+    # Orbax gives up waiting for itself by the time of day: a clock set forward in a save would end the run. Where
+    # processes wait for each other, though, a lost one must not be waited for. Folders made in the background would be
+    # announced to the other processes, and waited for by that clock.
+    single = alone or jax.process_count() == 1
+    options_async = ocp.options.AsyncOptions(
+        timeout_secs=PATIENCE if single else 1200, create_directories_asynchronously=not single
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options_async, multiprocessing_options=options)
 
 
 def _start(checkpointer: Any, path: Path, tree: Tree) -> None:

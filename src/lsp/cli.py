@@ -547,7 +547,7 @@ def verify_resume(
     that is called resume is verified as ./resume.)
     """
     plan = recipe.load(recipe.Pretrain, recipe_file, changes)
-    need(*data, code=Exit.DATA)
+    need_text(*data)
     need(tokenizer)
     if "-" in data:
         raise LspError("--data - can be read only once, and two runs need it.", hint="Write it to a file first.")

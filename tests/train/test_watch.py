@@ -99,8 +99,8 @@ def by_hand(steps: list[int], back_at: int = -1, back_to: int = 0) -> Any:
     for index in steps:
         kept[index] = jax.tree.map(jnp.copy, state)
         state = kept[back_to] if index == back_at else state
-        share = Signals((index + 1) / (TRAIN.steps + 1))
-        state, metrics = step(state._replace(step=jnp.int32(index)), None, calm(index), np.int32(index), share)
+        share = np.float32((index + 1) / (TRAIN.steps + 1))
+        state, metrics = step(state._replace(step=jnp.int32(index)), None, calm(index), np.int32(index), Signals(share))
         assert metrics["ok"]
     return state.params
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.data import shards, text
+from lsp.data import files, shards
 
 GLANCE = 0.002  # seconds between two looks at a run
 
@@ -41,7 +41,7 @@ def run(
     """
     train = dataclasses.replace(recipe.train, steps=steps, checkpoint_every=1, keep=steps + 1)
     dumped = recipes.dump(dataclasses.replace(recipe, train=train))
-    inputs = {"data": shards.prepared(data) or text.digest(data), "kills": str(kills)}
+    inputs = {"data": shards.prepared(data) or files.digest(data), "kills": str(kills)}
     with directory.claim(out, command="verify resume", recipe=dumped, inputs=inputs, overwrite=overwrite) as held:
         if held.complete:
             return held.result()

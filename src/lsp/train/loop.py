@@ -86,15 +86,18 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
         steps = Steps(path / "train", train.keep, progress.warn)
         start, state, seconds = _start(plan, update, mesh, steps)
         plan.clock.add(seconds)
-        if processes.first():
-            plan.clock.check()
         if start:
             progress.say(f"continuing from step {start}")
+        if processes.first():
+            plan.clock.check()
         meter = Meter()
         step = Compiled(make_train_step(update, seed=train.seed, spike=train.spike), mesh, meter)
         frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
         log = Log(path / "metrics.jsonl", start, meter)
-        restore = lambda: _start(plan, update, mesh, steps)[1]  # noqa: E731
+
+        def restore() -> TrainState:
+            return _start(plan, update, mesh, steps)[1]
+
         done, state = _train(plan, step, start, state, frozen, steps, restore, log, progress)
         progress.say(f"evaluating after {done} steps")
         params = optimizer.weights(state.params, state.opt_state)
@@ -161,7 +164,7 @@ def _train(
             saved = done
 
     def over() -> bool:
-        """Whether the time is up is what all processes agreed on with the step before."""
+        """Whether all steps are made, or the time is up: on that all processes agreed with the step before."""
         return done >= end or log.progress >= 1
 
     def write() -> None:
@@ -182,6 +185,8 @@ def _train(
                 signals = meshes.each(Signals(share, interrupt.asked()), step.mesh)
                 overflow = batch.pop("overflow", None)
                 state, metrics = step(state, frozen, batch, np.int32(done), signals)
+                if refused():  # the step before: this one changed nothing
+                    continue
                 done += 1
                 log.add(done, metrics, batch, 0 if overflow is None else int(overflow))
                 if done % train.log_every == 0:
