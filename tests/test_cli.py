@@ -299,3 +299,29 @@ def test_quiet_progress_says_only_warnings(capsys: pytest.CaptureFixture[str]) -
         progress.say("hello")
         progress.warn("37 of 40 examples were cut")
     assert capsys.readouterr().err == "warning: 37 of 40 examples were cut\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "0/3"], "--part 0/3 is no share"),
+        (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "4/3"], "--part 4/3 is no share"),
+        (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "half"], "--part half is no share"),
+        (["prepare", "TEXT", "--part", "1/3"], "--part has no tokenizer"),
+        (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "1/3", "--overwrite"], "would take away"),
+        (["prepare", "a=0.5:TEXT", "TEXT"], "has no weight, and a has one"),
+        (["prepare", "a=0.5:TEXT", "b=x:TEXT"], "'x', which is no number"),
+        (["prepare", "a=0.5:missing.txt"], "missing.txt does not exist"),
+        (["pretrain", "--data", "TEXT", "--valid", "a=1:TEXT"], "Text to measure on has no weight"),
+    ],
+)
+def test_mistakes_in_parts_and_weights_are_answered(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text("words")
+    given = [word.replace("TEXT", str(tmp_path / "text.txt")).replace("DIR", str(tmp_path)) for word in words]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) in (Exit.USAGE, Exit.DATA)
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert "fix: " in printed
+    assert not (tmp_path / "out").exists()

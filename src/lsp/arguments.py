@@ -110,7 +110,8 @@ def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int,
         )
     if overwrite:
         raise LspError(
-            "--overwrite would take away what the other parts made.", hint="Delete --out first, or leave it out."
+            "--overwrite would take away what the other parts made.",
+            hint="Leave --overwrite out; to start over, delete --out first.",
         )
     return int(match[1]), int(match[2])
 

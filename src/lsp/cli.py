@@ -214,7 +214,7 @@ def pretrain(
             hint="Add --set train.steps=N, or leave out data.mask_rate_end.",
         )
     need_text(*data)
-    need_text(*valid)
+    need_text(*valid, weights=False)
     need(begin, tokenizer)
     apart(out, begin)
     launch = launched(coordinator, count, index)
@@ -575,11 +575,16 @@ def doctor(*, as_json: JsonOpt = False) -> int:
     return Exit.MACHINE if found["status"] == "failed" else Exit.DONE
 
 
-def need_text(*arguments: str) -> None:
+def need_text(*arguments: str, weights: bool = True) -> None:
     """Raises LspError when an argument that names raw text is badly weighted, or a path on this machine is missing."""
     from lsp.data import files, remote
 
-    paths = [path for source in files.sources(arguments) for path in source.paths]
+    sources = files.sources(arguments)
+    if sources[0].name and not weights:
+        raise LspError(
+            f"Text to measure on has no weight, and {sources[0].name} has one.", hint="Give --valid paths alone."
+        )
+    paths = [path for source in sources for path in source.paths]
     need(*(path for path in paths if not remote.is_remote(path)), code=Exit.DATA)
 
 

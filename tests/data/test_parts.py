@@ -259,6 +259,21 @@ def test_weighted_sources_keep_their_rows_apart(top: Path) -> None:
     assert len(np.unique(epoch)) == len(rows)
 
 
+def test_weights_that_no_epoch_can_have_are_refused_by_prepare(top: Path, tmp_path: Path) -> None:
+    with pytest.raises(LspError, match=r"rows of a more than 100 times to fill 0\.9999 of it"):
+        prepare.run(
+            [f"a=0.9999:{top}/corpus/a0.txt", f"b=0.0001:{top}/corpus/b.txt"],
+            *(tmp_path / "out", PLAN, top / "words", False, Progress(quiet=True)),
+        )
+
+
+def test_prepared_data_is_not_prepared_again(top: Path) -> None:
+    run(top, "calm", words=True)
+    with pytest.raises(LspError, match="prepared already") as error:
+        prepare.run([str(top / "calm")], top / "again", PLAN, top / "words", False, Progress(quiet=True))
+    assert "lsp pretrain --data" in error.value.hint
+
+
 def test_a_weighted_source_without_text_is_named(top: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     with pytest.raises(LspError, match=r"no text in .*empty\.txt"):
@@ -273,7 +288,7 @@ def test_a_weighted_source_without_text_is_named(top: Path, tmp_path: Path) -> N
 def test_the_size_is_foretold_within_a_tenth(
     top: Path, tmp_path: Path, paths: list[str], length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PROBE", 3000)
+    monkeypatch.setattr(corpus, "PROBE", 1000)
     monkeypatch.setattr(packing, "OPEN_ROWS", 8)
     pick = random.Random(0)
     noise = "\n\n".join(" ".join(pick.choices(sorted("abcdefgh "), k=99)) for _ in range(3000))

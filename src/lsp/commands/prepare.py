@@ -9,8 +9,7 @@ from typing import Any
 
 from lsp import LspError, directory, manifest
 from lsp import recipe as recipes
-from lsp.data import parts, text
-from lsp.data.shards import Rows
+from lsp.data import parts, shards, text
 from lsp.data.tokenizer import Tokenizer
 
 
@@ -31,6 +30,10 @@ def run(
     with text.spooled(paths, out) as readable:
         if part and readable != list(paths):
             raise LspError("--part can't share out text that is piped in.", hint="Write the text to a file first.")
+        if shards.prepared(readable):
+            raise LspError(
+                f"{paths[0]} is prepared already.", hint=f"Train on it: lsp pretrain --data {paths[0]} --out RUN"
+            )
         inputs = {"text": text.digest(readable)}
         if tokenizer is not None:
             words = Tokenizer.load(tokenizer)
@@ -66,7 +69,7 @@ def run(
             if part is not None:
                 return result
             result["bytes"] = manifest.bytes_under(out / "rows") + manifest.bytes_under(out / "tokenizer")
-            if sources := Rows.open(out).sources:
+            if sources := shards.Rows.open(out).sources:
                 result["sources"] = sources
             manifest.write_atomically(out / "result.json", json.dumps(result, indent=1) + "\n")
             made = {"stage": "prepare", "tokenizer": Tokenizer.load(out).hash, "inputs": inputs}

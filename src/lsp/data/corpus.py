@@ -20,7 +20,8 @@ from lsp.data.tokenizer import Tokenizer
 # at 16 MiB of English, that is 0.07 % of all tokens more padding than in one piece, for rows of 128 and of 512.
 SMALLEST, LARGEST = 16 << 20, 256 << 20
 PROBES = 16  # places from which the size of the result is foretold
-PROBE = 512 << 10  # characters read at each
+PROBE = 64 << 10  # characters encoded of each
+AHEAD = 16  # times as many are read where the places can't be chosen
 
 
 class Slice(NamedTuple):
@@ -50,8 +51,8 @@ def read(work: Slice, field: str, heard: Callable[[int], object] | None = None) 
 def expected(corpus: Sequence[Slice], field: str, words: Tokenizer, sequence_length: int) -> tuple[int, int]:
     """About how many rows, and tokens in them that are not padding, `corpus` will become.
 
-    Plain text is looked at in 16 places; of compressed files and tables, up to 16 are read from the beginning on. What
-    is encoded is 8 M characters of each at most.
+    Plain text is looked at in 16 places; of compressed files and tables, up to 16 are read from the beginning on, 16 M
+    characters in all. What is encoded is a million of each.
     """
     stretches = [stretch for work in corpus for stretch in work.stretches]
     lengths = [(stretch.end or files.size([stretch.path])) - stretch.begin for stretch in stretches]
@@ -132,7 +133,7 @@ def _heads(stretches: Sequence[Stretch], lengths: Sequence[int], field: str) -> 
 
 
 def _head(stretch: Stretch, length: int, field: str, limit: int) -> tuple[list[str], float]:
-    """Up to `limit` characters, evenly from the first 4 · `limit`, and how many stored bytes hold as much."""
+    """Up to `limit` characters, evenly from the first 16 · `limit`, and how many stored bytes hold as much."""
     held: list[str] = []
     read, kept, every = 0, 0, 1
     known = (0, 0)  # characters read, and the stored bytes that they took
@@ -142,7 +143,7 @@ def _head(stretch: Stretch, length: int, field: str, limit: int) -> tuple[list[s
         known = read, stored
 
     for number, document in enumerate(text.documents([stretch], field, heard)):
-        if read >= 4 * limit and known[0]:
+        if read >= AHEAD * limit and known[0]:
             break
         read += len(document)
         if number % every == 0:

@@ -196,6 +196,7 @@ def _join(slices: Sequence[Slice], given: Sequence[files.Source], place: Path, p
             mixture = [
                 {"name": each.name, "weight": each.weight, "rows": own} for each, own in zip(given, rows, strict=True)
             ]
+            shards.filled(mixture)  # may refuse
             manifest.write_atomically(joined.with_suffix(".tmp") / MIXTURE, json.dumps(mixture, indent=1) + "\n")
         joined.with_suffix(".tmp").rename(joined)
     number = len(list(joined.glob("*.rows")))

@@ -110,7 +110,8 @@ def _system(path: str) -> tuple[Any, str]:
             return url_to_fs(path)
         except ImportError as error:
             package = known_implementations.get(protocol, {}).get("class", "fsspec").partition(".")[0]
-            package = (error.name or protocol) if package == "fsspec" else package
+            if package == "fsspec":  # has the protocol itself, and lacks what that needs
+                package = getattr(error.__cause__, "name", None) or error.name or protocol
             raise LspError(
                 f"{path} can't be read without the Python package {package}.",
                 hint=f"Install it: pip install {package}",

@@ -101,6 +101,23 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_le
     return counts
 
 
+def filled(sources: Sequence[dict[str, Any]]) -> list[int]:
+    """How many rows of each weighted source are in an epoch: in the shortest that has each row at least once.
+
+    Raises LspError (exit 2) when rows would come more than 100 times.
+    """
+    length = max(source["rows"] / source["weight"] for source in sources)
+    shares = [round(source["weight"] * length) for source in sources]
+    for share, source in zip(shares, sources, strict=True):
+        if share > MOST_REPEATS * source["rows"]:
+            raise LspError(
+                f"An epoch would hold each of the {source['rows']} rows of {source['name']} more than {MOST_REPEATS} "
+                f"times to fill {source['weight']:.4g} of it.",
+                hint=f"Give {source['name']} a smaller weight, or more text.",
+            )
+    return shares
+
+
 def segments(tokens: np.ndarray) -> np.ndarray:
     """Which piece of its row each token belongs to: 1, 2, … counted at each [CLS], 0 on padding; int32 [..., T].
 
@@ -177,15 +194,7 @@ class Rows:
             return kept
         ends = np.cumsum([source["rows"] for source in self.sources])
         own = np.split(kept, np.searchsorted(kept, ends[:-1]))
-        length = max(len(rows) / source["weight"] for rows, source in zip(own, self.sources, strict=True))
-        shares = [round(source["weight"] * length) for source in self.sources]
-        for rows, share, source in zip(own, shares, self.sources, strict=True):
-            if share > MOST_REPEATS * len(rows):
-                raise LspError(
-                    f"An epoch would hold each of the {len(rows)} rows of {source['name']} more than {MOST_REPEATS} "
-                    f"times to fill {source['weight']:.3g} of it.",
-                    hint=f"Give {source['name']} a smaller weight, or more text.",
-                )
+        shares = filled([source | {"rows": len(rows)} for source, rows in zip(self.sources, own, strict=True)])
         return np.concatenate([np.resize(rows, share) for rows, share in zip(own, shares, strict=True)])
 
 
