@@ -25,15 +25,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--plain-malloc", action="store_true", help="let glibc give freed memory back")
     parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.train:
-        print(json.dumps(train(recipes.load(recipes.Pretrain, options.recipes[0], options.changes))))
+        print(
+            json.dumps(train(recipes.load(recipes.Pretrain, options.recipes[0], options.changes), options.plain_malloc))
+        )
         return
     for path in options.recipes:
         changes = [word for change in options.changes for word in ("--set", change)]
         planned = output([sys.executable, "-m", "lsp", "plan", str(path), *changes, "--json", "--quiet"])
-        memory = output([sys.executable, __file__, "--train", str(path), *changes])
+        memory = output(
+            [sys.executable, __file__, "--train", str(path), *changes, *["--plain-malloc"] * options.plain_malloc]
+        )
         error = planned["memory_bytes"] / memory["measured"] - 1
         kinds = {row["kind"]: row["bytes"] for row in planned["memory"]}
         print(
@@ -49,11 +54,12 @@ def output(command: list[str]) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def train(recipe: recipes.Pretrain) -> dict[str, int]:
+def train(recipe: recipes.Pretrain, plain: bool) -> dict[str, int]:
     """The memory of this process before and after a few steps."""
     from lsp.allocator import keep_freed_memory
 
-    keep_freed_memory()  # as the command line does, before there are threads
+    if not plain:
+        keep_freed_memory()  # as the command line does, before there are threads
     import dataclasses
 
     import jax.numpy as jnp
@@ -70,7 +76,7 @@ def train(recipe: recipes.Pretrain) -> dict[str, int]:
     before = resident("VmRSS")
     rng = np.random.default_rng(0)
     config, rows = forecast.model(recipe), recipe.train.batch_size
-    length, slots = recipe.data.sequence_length, forecast.slots_for(recipe.data.mask_rate, recipe.data.sequence_length)
+    length, slots = recipe.data.sequence_length, forecast.slots(recipe)
 
     def batches(start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         for _ in range(start, stop):

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Memory(NamedTuple):
     batch: int
     gradients: int
     activations: int  # and every other temporary
-    program: int
+    program: int  # compiled code; on a CPU, what the process grew by while compiling
 
     @property
     def total(self) -> int:
@@ -129,7 +130,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
             accumulate=train.accumulate,
             precision=train.precision,
         )
-        began = monotonic()
+        began, before = monotonic(), resident()
         with _said() as said:
             said_by_each = jax.ShapeDtypeStruct((mesh.size,), jnp.float32, sharding=meshes.everywhere(mesh))
             signals = Signals(said_by_each, said_by_each)
@@ -142,7 +143,8 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
                 stats = compiled.memory_analysis()
                 # What a step returns beside the state that it overwrites is a few numbers, if donation worked.
                 temporaries = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes)
+                grown = resident() - before if devices[0].platform == "cpu" else 0
+                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes + max(0, grown))
                 found = collectives(compiled.as_text(), mesh.size)
         took = monotonic() - began
     checkpoint = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state))
@@ -150,10 +152,15 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
     return Step(memory, dict(mesh.shape), found, checkpoint, warnings, took)
 
 
+def slots(recipe: recipes.Pretrain) -> int:
+    """Masked positions that a row has room for, where the mask rate is highest."""
+    return slots_for(max(recipe.data.mask_rate, recipe.data.mask_rate_end), recipe.data.sequence_length)
+
+
 def flops(recipe: recipes.Pretrain) -> int:
     """FLOPs of a step over all devices, of needed work only: nothing computed again, nothing but products."""
     length = recipe.data.sequence_length
-    row = cost.forward_flops(model(recipe), length, slots_for(recipe.data.mask_rate, length))
+    row = cost.forward_flops(model(recipe), length, slots(recipe))
     return 3 * row * recipe.train.batch_size
 
 
@@ -177,9 +184,8 @@ def _state(config: ModelConfig, tx: Any, mesh: Mesh) -> TrainState:
 
 def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """What `data/batches.pretraining` makes, as shapes."""
-    rows, length = recipe.train.batch_size, recipe.data.sequence_length
-    slots = slots_for(recipe.data.mask_rate, length)
-    widths = {"tokens": length, "segments": length, "slots": slots, "targets": slots, "weights": slots}
+    rows, length, room = recipe.train.batch_size, recipe.data.sequence_length, slots(recipe)
+    widths = {"tokens": length, "segments": length, "slots": room, "targets": room, "weights": room}
     place = NamedSharding(mesh, P(sharding.ROWS))
     return {
         name: jax.ShapeDtypeStruct((rows, width), jnp.float32 if name == "weights" else jnp.int32, sharding=place)
@@ -232,6 +238,14 @@ def _bytes(tree: Any) -> int:
     """Bytes of a tree's shards on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @contextmanager
