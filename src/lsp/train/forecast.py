@@ -95,7 +95,8 @@ def tpu_slice(topology: str) -> Sequence[Any]:
         ) from None
     from jax.experimental import topologies
 
-    # What libtpu would ask a TPU's host for.
+    # What libtpu would ask a TPU's host for, and that it need not be alone: it opens no TPU.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
