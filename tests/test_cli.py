@@ -31,6 +31,7 @@ OPTIONS = {
     "evaluate": ["--from", "--data", "--min", *TRAINING[-2:], *JSON],
     "predict": ["--from", "--text-column", *JSON],
     "inspect": ["--json"],
+    "plan": [*["--devices", "--accelerator", "--topology", "--mfu", "--price", "--tokens", "--set"], *JSON],
     "verify": ["--json"],
     "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
     "doctor": ["--json"],

@@ -49,7 +49,7 @@ def run(
         accelerator, places = accelerators.kind(topology), forecast.tpu_slice(topology)
     else:
         places = jax.devices()[:devices]
-    chip = accelerators.find(accelerator) if accelerator else accelerators.measure(devices)
+    known = accelerators.find(accelerator) if accelerator else None
     accelerator = accelerator or "this processor"
 
     def compiled(changed: recipes.Pretrain, what: str) -> "Step":
@@ -57,6 +57,7 @@ def run(
         return forecast.compile_step(changed, places)
 
     step = compiled(recipe, "")
+    chip = known or accelerators.measure(devices)
     time = forecast.time(recipe, step, len(places), chip, mfu or chip.mfu)
     hours = steps * time.step * len(places) / 3600
     limit = round(USABLE * chip.memory)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ class Memory(NamedTuple):
     batch: int
     gradients: int
     activations: int  # and every other temporary
-    program: int
+    program: int  # compiled code; on a CPU, what the process grew by while compiling
 
     @property
     def total(self) -> int:
@@ -93,7 +94,8 @@ def tpu_slice(topology: str) -> Sequence[Any]:
         ) from None
     from jax.experimental import topologies
 
-    # What libtpu would ask a TPU's host for.
+    # What libtpu would ask a TPU's host for, and that it need not be alone: it opens no TPU.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -125,7 +127,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
         update = replicas.delayed(alone, recipe.replicas, mesh)
         state, batch = _state(config, update, mesh), _batch(recipe, mesh)
         step = make_train_step(update, seed=train.seed, spike=train.spike)
-        began = monotonic()
+        began, before = monotonic(), resident()
         with _said() as said:
             said_by_each = jax.ShapeDtypeStruct((mesh.size,), jnp.float32, sharding=meshes.everywhere(mesh))
             signals = Signals(said_by_each, said_by_each)
@@ -138,7 +140,8 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
                 stats = compiled.memory_analysis()
                 # What a step returns beside the state that it overwrites is a few numbers, if donation worked.
                 temporaries = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes)
+                grown = resident() - before if devices[0].platform == "cpu" else 0
+                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes + max(0, grown))
                 found = collectives(compiled.as_text(), mesh.size)
         took = monotonic() - began
     checkpoint = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state))
@@ -146,10 +149,15 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
     return Step(memory, dict(mesh.shape), found, checkpoint, warnings, took)
 
 
+def slots(recipe: recipes.Pretrain) -> int:
+    """Masked positions that a row has room for, where the mask rate is highest."""
+    return slots_for(max(recipe.data.mask_rate, recipe.data.mask_rate_end), recipe.data.sequence_length)
+
+
 def flops(recipe: recipes.Pretrain) -> int:
     """FLOPs of a step over all devices, of needed work only: nothing computed again, nothing but products."""
     length = recipe.data.sequence_length
-    row = cost.forward_flops(model(recipe), length, slots_for(recipe.data.mask_rate, length))
+    row = cost.forward_flops(model(recipe), length, slots(recipe))
     return 3 * row * recipe.train.batch_size
 
 
@@ -173,9 +181,8 @@ def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
 
 def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """What `data/batches.pretraining` makes, as shapes."""
-    rows, length = recipe.train.batch_size, recipe.data.sequence_length
-    slots = slots_for(recipe.data.mask_rate, length)
-    widths = {"tokens": length, "segments": length, "slots": slots, "targets": slots, "weights": slots}
+    rows, length, room = recipe.train.batch_size, recipe.data.sequence_length, slots(recipe)
+    widths = {"tokens": length, "segments": length, "slots": room, "targets": room, "weights": room}
     place = meshes.rows(mesh)
     return {
         name: jax.ShapeDtypeStruct((rows, width), jnp.float32 if name == "weights" else jnp.int32, sharding=place)
@@ -228,6 +235,14 @@ def _bytes(tree: Any) -> int:
     """Bytes of a tree's shards on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @contextmanager
