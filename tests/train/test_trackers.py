@@ -16,7 +16,9 @@ from lsp.console import Progress
 from lsp.train import trackers
 from lsp.train.log import Log, Meter
 from lsp.train.metrics import Mean
+from lsp.train.step import Signals
 
+BATCH = {"segments": np.array([[1] * 30 + [0] * 2])}  # 30 useful tokens of 32
 QUIET = Progress(quiet=True)
 
 
@@ -74,13 +76,19 @@ def scalars(run: Path) -> dict[int, dict[str, float]]:
     return known
 
 
+def metrics(loss: Mean) -> dict[str, Any]:
+    """What a training step returns."""
+    return {"loss": loss, "gradient_norm": np.float32(1), "ok": True, "signals": Signals(0.0)}
+
+
 def log(path: Path, start: int, steps: int, followers: list[trackers.Tracker]) -> list[dict[str, float]]:
     """A log that continues from `start`, with a line every other step; the lines that are then in the file."""
     book = Log(path / "metrics.jsonl", start, Meter(), followers)
     for step in range(start + 1, start + steps + 1):
-        book.add(step, {"loss": Mean(float(step), 2.0), "gradient_norm": 1.0, "ok": True}, 30, 32, 0)
+        book.add(step, metrics(Mean(float(step), 2.0)), BATCH, 0)
+        assert book.settle() is None
         if step % 2 == 0:
-            book.write()
+            book.write(step)
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -89,7 +97,8 @@ def test_tensorboard_has_the_lines_of_the_file_also_after_a_resume(tmp_path: Pat
     with trackers.opened(["tensorboard"], tmp_path, QUIET) as followers:
         log(tmp_path, 0, 6, followers)
     with trackers.opened(["tensorboard"], tmp_path, QUIET) as followers:
-        lines = log(tmp_path, 3, 7, followers)  # steps 4 to 6 were done and are done again
+        log(tmp_path, 3, 5, followers)  # steps 4 to 6 were done and are done again
+        lines = log(tmp_path, 6, 4, followers)  # and 7 and 8 in the same process, as after a rewind
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10]
     found = scalars(tmp_path)
     assert list(found) == [2, 4, 6, 8, 10]
@@ -177,6 +186,7 @@ def test_what_trackers_keep_is_no_part_of_the_run(tmp_path: Path) -> None:
 def test_numbers_of_jax_are_plain_ones(tmp_path: Path) -> None:
     seen: list[Any] = []
     book = Log(tmp_path / "metrics.jsonl", 0, Meter(), [lambda step, row: seen.extend(row.values())])
-    book.add(1, {"loss": Mean(np.float32(3), np.float32(2)), "gradient_norm": np.float32(1), "ok": True}, 5, 5, 0)
-    book.write(learning_rate=0.1)
+    book.add(1, metrics(Mean(np.float32(3), np.float32(2))), BATCH, 0)
+    assert book.settle() is None
+    book.write(1, learning_rate=0.1)
     assert {type(value) for value in seen} <= {int, float}
