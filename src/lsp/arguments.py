@@ -1,5 +1,6 @@
 """What the commands have in common: their options, and the mistakes that can be named before jax is loaded."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Sequence
@@ -58,6 +59,16 @@ ProcessesOpt = Annotated[
 ProcessIdOpt = Annotated[
     int | None, typer.Option("--process-id", metavar="I", help="Which of them this is, from 0.", min=0)
 ]
+TrackerOpt = Annotated[
+    list[str],
+    typer.Option(
+        "--tracker",
+        metavar="tensorboard|wandb",
+        help="Where the metrics go as well; repeatable.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier lsp run left in --out.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on stdout.")]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr, only warnings and errors.")]
@@ -114,6 +125,28 @@ def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int,
             hint="Leave --overwrite out; to start over, delete --out first.",
         )
     return int(match[1]), int(match[2])
+
+
+def need_package(package: str, extra: str, wanted_by: str) -> None:
+    """Raises LspError (exit 5) when a Python package of one of the extras is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise LspError(
+            f"{wanted_by} needs the Python package {package}.",
+            hint=f"Install it: pip install 'lsp[{extra}]'",
+            code=Exit.MACHINE,
+        )
+
+
+def need_trackers(names: Sequence[str]) -> None:
+    """Raises LspError for a tracker that lsp does not know (exit 2) or whose package is not installed (exit 5)."""
+    packages = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+    for name in names:
+        if name not in packages:
+            raise LspError(
+                f"--tracker {name}: no such tracker.{nearest(name, packages)}",
+                hint=f"There are {' and '.join(packages)}.",
+            )
+        need_package(packages[name], name, f"--tracker {name}")
 
 
 def apart(out: Path, begin: Path | None) -> None:

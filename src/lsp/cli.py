@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,9 +38,12 @@ from lsp.arguments import (
     SetOpt,
     TextColumnOpt,
     TokenizerOpt,
+    TrackerOpt,
     TrainOpt,
     apart,
     need,
+    need_package,
+    need_trackers,
     parse_duration,
     parse_part,
     spread,
@@ -192,6 +195,7 @@ def pretrain(
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     budget: BudgetOpt = "",
+    tracker: TrackerOpt,
     coordinator: CoordinatorOpt = "",
     count: ProcessesOpt = None,
     index: ProcessIdOpt = None,
@@ -217,6 +221,7 @@ def pretrain(
     need_text(*valid, weights=False)
     need(begin, tokenizer)
     apart(out, begin)
+    need_trackers(tracker)
     launch = launched(coordinator, count, index)
     progress = console.Progress(quiet or (launch is not None and launch.index > 0))
     from lsp.commands import pretrain as verb
@@ -224,7 +229,16 @@ def pretrain(
 
     with processes.joined(launch, lambda error: console.fail(error, as_json, "pretrain")):
         made = verb.run(
-            data, out, plan, tokenizer, begin, valid, budget=seconds, overwrite=overwrite, progress=progress
+            data,
+            out,
+            plan,
+            tokenizer,
+            begin,
+            valid,
+            budget=seconds,
+            track=tracker,
+            overwrite=overwrite,
+            progress=progress,
         )
     return report(made, as_json) if made else Exit.DONE
 
@@ -245,6 +259,7 @@ def finetune(
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     budget: BudgetOpt = "",
+    tracker: TrackerOpt,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -267,11 +282,22 @@ def finetune(
             "--from scratch has no tokenizer.", hint="Add --tokenizer DIR: prepared data or any run has one."
         )
     seconds = parse_duration(budget)
+    need_trackers(tracker)
     from lsp.commands import finetune as verb
 
     progress = console.Progress(quiet)
     made = verb.run(
-        begin, train, dev, out, plan, columns, tokenizer, budget=seconds, overwrite=overwrite, progress=progress
+        begin,
+        train,
+        dev,
+        out,
+        plan,
+        columns,
+        tokenizer,
+        budget=seconds,
+        track=tracker,
+        overwrite=overwrite,
+        progress=progress,
     )
     return report(made, as_json)
 
@@ -322,6 +348,7 @@ def prune(
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     budget: BudgetOpt = "",
+    tracker: TrackerOpt,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -339,10 +366,13 @@ def prune(
     need(begin)
     apart(out, begin)
     seconds = parse_duration(budget)
+    need_trackers(tracker)
     from lsp.commands import prune as verb
 
     progress = console.Progress(quiet)
-    made = verb.run(begin, out, plan, train, dev, columns, budget=seconds, overwrite=overwrite, progress=progress)
+    made = verb.run(
+        begin, out, plan, train, dev, columns, budget=seconds, track=tracker, overwrite=overwrite, progress=progress
+    )
     return report(made, as_json)
 
 
@@ -358,6 +388,7 @@ def distill(
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     budget: BudgetOpt = "",
+    tracker: TrackerOpt,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -375,10 +406,13 @@ def distill(
     need(begin)
     apart(out, begin)
     seconds = parse_duration(budget)
+    need_trackers(tracker)
     from lsp.commands import distill as verb
 
     progress = console.Progress(quiet)
-    made = verb.run(begin, out, plan, train, dev, columns, budget=seconds, overwrite=overwrite, progress=progress)
+    made = verb.run(
+        begin, out, plan, train, dev, columns, budget=seconds, track=tracker, overwrite=overwrite, progress=progress
+    )
     return report(made, as_json)
 
 
@@ -507,6 +541,46 @@ def plan(
     return report(made, as_json)
 
 
+@app.command(short_help="Curves of one or several runs on one chart.")
+def plot(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs that train or trained.")],
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME", help="What to draw; held-out values come with it.")
+    ] = "loss",
+    axis: Annotated[Literal["step", "tokens", "seconds"], typer.Option("--x", help="What to draw it over.")] = "step",
+    log: Annotated[bool, typer.Option("--log", help="A logarithmic scale for the metric.")] = False,
+    smooth: Annotated[
+        int, typer.Option("--smooth", metavar="N", min=0, help="Lines to take the mean of; 1 is none, 0 chooses.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A picture as well: .png, .svg or .pdf.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> int:
+    """\b
+    lsp plot runs/mini runs/base --out curves.png
+
+    Curves of a metric on one chart, here and as a picture. Lines are what was
+    logged in training, points what evaluations on held-out data found.
+    """
+    need(*runs)
+    if out is not None:
+        if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise LspError(f"--out {out} is no kind of picture.", hint="End its name in .png, .svg or .pdf.")
+        need(out.parent, code=Exit.USAGE)
+        need_package("matplotlib", "plots", f"--out {out}")
+        # matplotlib keeps a list of the fonts it found.
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
+    from lsp.commands import plot as verb
+
+    made, lines = verb.run(runs, metric, axis, log, smooth, out)
+    if as_json:
+        return report(made, as_json)
+    console.to_stdout("\n".join(lines))
+    return Exit.DONE
+
+
 @app.command(short_help="Is every byte of a run as it was written?")
 def verify(*, run: RunArg, as_json: JsonOpt = False) -> int:
     """\b
@@ -605,7 +679,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("jax") / processor()))
     keep_freed_memory()
     try:
         with interrupt.listening():
@@ -621,14 +695,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(failure.code)
 
 
-def cache_folder() -> Path:
-    """Where compiled programs are kept: one folder a kind of processor, for a home may be shared by several."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+def cache_folder(name: str) -> Path:
+    """The place for what is kept between runs and can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsp" / name
+
+
+def processor() -> str:
+    """The kind of processor, as a name: compiled programs of another kind do not run here, and a home may be shared."""
     kind = platform.machine()
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
         kind += f"-{zlib.crc32(flags.encode()):08x}"
-    return home / "lsp" / "jax" / kind
+    return kind
 
 
 def command_in(words: Sequence[str]) -> str:

@@ -213,6 +213,13 @@ def fail(error: LspError, as_json: bool, command: str, status: str = "failed") -
         to_stderr(safe(f"fix: {error.hint}"))
 
 
+def colour() -> bool:
+    """Whether stdout is a terminal that shows colours, or the environment says so (NO_COLOR, FORCE_COLOR)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+
+
 def to_stdout(text: str) -> None:
     """A line on stdout. A reader that went away, as in `lsp … | head -1`, has what it wanted: not an error."""
     try:

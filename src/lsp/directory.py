@@ -123,7 +123,7 @@ def _begin(out: Path, asked: dict[str, Any], overwrite: bool) -> None:
     """Writes what is asked into a new run, or checks that a started one was asked for the same."""
     marker = _marker(out)
     if marker and overwrite:
-        for name in (*WRITTEN, "train"):
+        for name in (*WRITTEN, *manifests.UNSEALED):
             _remove(out / name)
         sync(out)
     elif marker and any((out / name).exists() for name in WORK):

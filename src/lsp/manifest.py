@@ -22,6 +22,8 @@ FORMAT = 1
 MANIFEST_LIMIT = 64 * 2**20  # bytes; a manifest of a million files is larger, and is not ours
 DEPTH_LIMIT = 32  # folders below the run; Orbax makes four
 UNLISTED = ("manifest.json", ".lock")
+# Steps to continue from, and what the trackers keep for themselves: no part of the finished run.
+UNSEALED = ("train", "tensorboard", "wandb")
 # Folders in which a file that the manifest does not list is a fault, because somebody would read it.
 CLOSED = ("params", "tokenizer", "rows", "state")
 # Failures of the machine rather than of lsp or of the bytes.
@@ -246,7 +248,7 @@ def _is_listed(name: str) -> bool:
     """Whether a manifest may list this name: relative, plain, strictly inside, and fixed by the seal."""
     parts = name.split("/")
     inside = len(parts) <= DEPTH_LIMIT and not any(part in ("", ".", "..") or len(part) > 255 for part in parts)
-    return inside and name.isprintable() and "\\" not in name and name not in UNLISTED and parts[0] != "train"
+    return inside and name.isprintable() and "\\" not in name and name not in UNLISTED and parts[0] not in UNSEALED
 
 
 def walk(folder: Path, prefix: str = "") -> Iterator[str]:

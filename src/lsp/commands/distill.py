@@ -1,5 +1,6 @@
 """`lsp compress distill`: a smaller student that learns the teacher's answers."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lsp.compress import distill
 from lsp.data import text
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
-from lsp.train import labelled
+from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
@@ -25,6 +26,7 @@ def run(
     columns: labelled.Columns,
     *,
     budget: float = 0.0,
+    track: Sequence[str] = (),
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
@@ -50,7 +52,8 @@ def run(
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
         loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard)
         plan = labelled.plan(config, params, Objective(loss, teacher.params), sets, steps, recipe.mesh, clock)
-        fitted = fit(plan, held.path, progress)
+        with trackers.opened(track, held.path, progress) as followers:
+            fitted = fit(plan, held.path, progress, followers)
         after = Classifier(config).score(fitted.params, sets.dev).summary()
         return checkpoint.finish(
             held,

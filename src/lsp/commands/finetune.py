@@ -1,5 +1,6 @@
 """`lsp finetune`: a classifier on an encoder, or from random weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lsp.data import text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import labelled
+from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.loop import fit
 from lsp.train.objectives import Objective, classification
@@ -28,6 +29,7 @@ def run(
     tokenizer: Path | None,
     *,
     budget: float = 0.0,
+    track: Sequence[str] = (),
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
@@ -53,7 +55,9 @@ def run(
             kept = {part for part in base.params if part != "classifier" or base.labels == sets.names}
             params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
         objective = Objective(classification)
-        fitted = fit(labelled.plan(config, params, objective, sets, steps, recipe.mesh, clock), held.path, progress)
+        plan = labelled.plan(config, params, objective, sets, steps, recipe.mesh, clock)
+        with trackers.opened(track, held.path, progress) as followers:
+            fitted = fit(plan, held.path, progress, followers)
         return checkpoint.finish(
             held,
             stage="finetune",

@@ -1,5 +1,6 @@
 """`lsp pretrain`: masked language modelling on raw or prepared text."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lsp.data.masking import drawing
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
-from lsp.train import processes
+from lsp.train import processes, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import MaskedLM
 from lsp.train.labelled import counted
@@ -34,6 +35,7 @@ def run(
     valid: list[str],
     *,
     budget: float = 0.0,
+    track: Sequence[str] = (),
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
@@ -81,7 +83,8 @@ def run(
                 clock=clock,
                 replicas=recipe.replicas,
             )
-            fitted = fit(plan, held.path, progress)
+            with trackers.opened(track, held.path, progress) as followers:
+                fitted = fit(plan, held.path, progress, followers)
             if not processes.first():
                 return {}
             return checkpoint.finish(

@@ -1,5 +1,6 @@
 """`lsp compress prune`: zeros in the encoder's matrices, with training that recovers what they cost."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lsp.compress import prune
 from lsp.compress.quantize import dequantize, quantize
 from lsp.data import text
 from lsp.model.int8 import present
-from lsp.train import labelled
+from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
@@ -25,6 +26,7 @@ def run(
     columns: labelled.Columns,
     *,
     budget: float = 0.0,
+    track: Sequence[str] = (),
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
@@ -55,7 +57,8 @@ def run(
             clock,
             prune.gradual(recipe.prune, steps.steps),
         )
-        fitted = fit(plan, held.path, progress)
+        with trackers.opened(track, held.path, progress) as followers:
+            fitted = fit(plan, held.path, progress, followers)
         params = quantize(fitted.params) if present(base.params) else fitted.params
         after = classifier.score(params, sets.dev).summary() | {"sparsity": prune.sparsity(params)}
         return checkpoint.finish(

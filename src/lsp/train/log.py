@@ -4,15 +4,16 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lsp.train import processes
+from lsp.train import energy, processes
 from lsp.train.metrics import Mean, value
+from lsp.train.trackers import Tracker
 from lsp.train.watch import Refused
 
 Batch = dict[str, np.ndarray]
@@ -25,6 +26,7 @@ class Meter:
         self.useful, self.tokens, self.seconds, self.compile_seconds = 0, 0, 0.0, 0.0
         self.waited = self.waiting_now = 0.0
         self.last: float | None = None
+        self.energy = energy.Energy(energy.counters(gpus=jax.default_backend() == "gpu"))
 
     def waiting(self, batches: Iterator[Batch]) -> Batch:
         """The next batch, and how long the run stood still for it."""
@@ -36,6 +38,7 @@ class Meter:
     def step(self, useful: int, tokens: int) -> None:
         """A step of `tokens`, `useful` of them no padding, is done."""
         now = time.monotonic()
+        self.energy.sample()
         if self.last is not None:
             self.useful, self.tokens = self.useful + useful, self.tokens + tokens
             self.seconds, self.waited = self.seconds + now - self.last, self.waited + self.waiting_now
@@ -48,15 +51,15 @@ class Meter:
         """Useful tokens a second."""
         return self.useful / self.seconds if self.seconds else 0.0
 
-    def summary(self) -> dict[str, float]:
-        """What a result says of the run's speed. Shares are of all tokens, and of the time."""
+    def summary(self) -> dict[str, Any]:
+        """What a result says of the run's speed and cost. Shares are of all tokens, and of the time."""
         return {
             "compile_seconds": self.compile_seconds,
             "useful_tokens_per_second": self.rate(),
             "padding_share": 1 - self.useful / self.tokens if self.tokens else 0.0,
             "data_wait_share": self.waited / self.seconds if self.seconds else 0.0,
             "peak_memory_bytes": peak_memory(),
-        }
+        } | self.energy.summary()
 
 
 def peak_memory() -> int:
@@ -67,14 +70,20 @@ def peak_memory() -> int:
 
 class Log:
     """`metrics.jsonl`. Metrics are read one step late, so that the device never waits for the host; lines of steps that
-    will be done again are dropped."""
+    will be done again are dropped. `trackers` get every new line too."""
 
-    def __init__(self, path: Path, start: int, meter: Meter) -> None:
-        self.path, self.meter = path, meter
+    def __init__(self, path: Path, start: int, meter: Meter, trackers: Sequence[Tracker] = ()) -> None:
+        self.path, self.meter, self.trackers = path, meter, trackers
+        before: dict[str, float] = {}
         if processes.first():
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
             kept = [line for line in lines if line and json.loads(line)["step"] <= start]
             path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            before = json.loads(kept[-1]) if kept else before
+        # What the run has taken so far: steps between the last line and `start` count as its average step.
+        share = start / max(1, before.get("step", 0))
+        self.tokens = round(before.get("tokens", 0) * share)
+        self.began = time.monotonic() - before.get("seconds", 0.0) * share
         self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
         self.sums: dict[str, Mean] = {}
         self.overflow = self.skipped = 0
@@ -96,7 +105,9 @@ class Log:
         if not metrics.pop("ok"):
             self.meter.pause()
             return Refused(step - 1, value(metrics["loss"]), norm, batch)
-        self.meter.step(int((batch["segments"] > 0).sum()), batch["segments"].size)
+        useful = int((batch["segments"] > 0).sum())
+        self.meter.step(useful, batch["segments"].size)
+        self.tokens += useful
         metrics["gradient_norm"] = Mean(norm, 1.0)
         for name, mean in metrics.items():
             self.sums[name] = self.sums.get(name, Mean(0.0, 0.0)) + Mean(float(mean.total), float(mean.count))
@@ -112,15 +123,19 @@ class Log:
         if self.skipped:
             row["skipped_steps"] = self.skipped
         self.sums, self.overflow = {}, 0
-        self._append({"step": step} | row | more)
+        self._append(step, row | more)
         return row
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> None:
         """One line with held-out metrics, each under `dev_`."""
         self.meter.pause()
-        self._append({"step": step} | {f"dev_{name}": number for name, number in metrics.items()})
+        self._append(step, {f"dev_{name}": number for name, number in metrics.items()})
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def _append(self, step: int, row: dict[str, float]) -> None:
+        """Every line says what the run has taken so far: useful tokens, and seconds over restarts."""
+        row |= {"tokens": self.tokens, "seconds": round(time.monotonic() - self.began, 3)}
         if processes.first():
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({"step": step} | row) + "\n")
+        for track in self.trackers:
+            track(step, row)

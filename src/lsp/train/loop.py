@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from lsp.train.clock import Clock
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
 from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
+from lsp.train.trackers import Tracker
 
 ALONE = recipes.Replicas()
 
@@ -53,7 +54,7 @@ class Fitted:
     metrics: dict[str, float]
     seconds: float
     skipped: int
-    rates: dict[str, float]
+    rates: dict[str, Any]
 
     def summary(self) -> dict[str, Any]:
         """What a result says of training."""
@@ -68,7 +69,7 @@ class Saved(NamedTuple):
     seconds: np.ndarray
 
 
-def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
+def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ()) -> Fitted:
     """Trains until `plan.clock` says that the run is over, going on from the newest whole step under `path`/train.
 
     Saves on SIGTERM and Ctrl-C and raises `Stopped`. Raises LspError exit 6 before an update that the watch refuses and
@@ -93,7 +94,7 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
         meter = Meter()
         step = Compiled(make_train_step(update, seed=train.seed, spike=train.spike), mesh, meter)
         frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
-        log = Log(path / "metrics.jsonl", start, meter)
+        log = Log(path / "metrics.jsonl", start, meter, trackers)
 
         def restore() -> TrainState:
             return _start(plan, update, mesh, steps)[1]
@@ -102,6 +103,7 @@ def fit(plan: Plan, path: Path, progress: Any) -> Fitted:
         progress.say(f"evaluating after {done} steps")
         params = optimizer.weights(state.params, state.opt_state)
         metrics = plan.evaluate(params)
+        log.evaluated(done, metrics)
         params = meshes.gathered(params)
         skipped = int(state.recent.skipped)
     return Fitted(params, done, metrics, time.monotonic() - began, skipped, meter.summary())
