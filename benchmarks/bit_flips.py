@@ -49,13 +49,13 @@ def make(out: Path) -> None:
     """A finished run with real int8 parameters and a stand-in for a tokenizer."""
     import numpy as np
 
-    from lsp import checkpoint
+    from lsp import arrays
     from lsp.model.int8 import Int8
 
     numbers = np.random.default_rng(0)
     layer = Int8.stored(numbers.integers(-127, 128, (256, 256), np.int8), np.ones(256, np.float32), 1)
     with directory.claim(out, command="bit_flips", recipe="[train]\nseed = 0\n", inputs={}):
-        checkpoint.save_params(out / "params", {"layers": {i: {"kernel": layer} for i in range(4)}})
+        arrays.save_params(out / "params", {"layers": {i: {"kernel": layer} for i in range(4)}})
         (out / "tokenizer").mkdir()
         (out / "tokenizer" / "tokenizer.model").write_bytes(numbers.bytes(10_000))
         directory.write_atomically(out / "metrics.jsonl", '{"step": 1, "loss": 2.5}\n')

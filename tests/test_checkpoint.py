@@ -17,11 +17,11 @@ import numpy as np
 import optax
 import pytest
 
-from lsp import Exit, LspError, checkpoint, directory, manifest
-from lsp.checkpoint import Steps
+from lsp import Exit, LspError, arrays, checkpoint, directory, manifest
 from lsp.data.tokenizer import Tokenizer, train
 from lsp.model.config import ModelConfig
 from lsp.model.int8 import Int8
+from lsp.steps import Steps
 
 WORDS = ["the cat sat on the mat and looked at the other cats", "a dog ran over the hill to the old mill house"] * 40
 
@@ -76,9 +76,9 @@ def steps(tmp_path: Path, said: list[str]) -> Steps:
 
 def test_parameters_come_back_bit_for_bit_as_numpy(tmp_path: Path) -> None:
     tree = params()
-    checkpoint.save_params(tmp_path / "params", tree)
-    checkpoint.save_params(tmp_path / "params", tree)  # what a killed run left is replaced
-    loaded = checkpoint.load_params(tmp_path / "params")
+    arrays.save_params(tmp_path / "params", tree)
+    arrays.save_params(tmp_path / "params", tree)  # what a killed run left is replaced
+    loaded = arrays.load_params(tmp_path / "params")
     assert_same(loaded, tree)
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
     assert isinstance(loaded["layers"][10]["down"]["kernel"], Int8) and list(loaded["layers"]) == list(range(11))
@@ -89,8 +89,8 @@ def test_parameters_come_back_bit_for_bit_as_numpy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("axis", [0, 1])
 def test_the_axis_of_an_int8_matrix_is_found_again(tmp_path: Path, shape: tuple[int, int], axis: int) -> None:
     leaf = int8(np.random.default_rng(0).standard_normal(shape), axis)
-    checkpoint.save_params(tmp_path / "params", {"w": leaf})
-    loaded = checkpoint.load_params(tmp_path / "params")["w"]
+    arrays.save_params(tmp_path / "params", {"w": leaf})
+    loaded = arrays.load_params(tmp_path / "params")["w"]
     assert_same(loaded, leaf)
     assert loaded.axis == axis
 
@@ -100,9 +100,9 @@ def test_small_models_are_small_on_disk(tmp_path: Path) -> None:
     small = {"kernel": int8(dense["kernel"], 1)}
     pruned = {"kernel": np.where(np.abs(dense["kernel"]) < 0.6745, np.float32(0), dense["kernel"])}
     for name, tree, share in (("dense", dense, 1.0), ("int8", small, 0.26), ("pruned", pruned, 0.54)):
-        checkpoint.save_params(tmp_path / name, tree)
+        arrays.save_params(tmp_path / name, tree)
         assert manifest.bytes_under(tmp_path / name) < share * dense["kernel"].nbytes
-    assert checkpoint.count(dense) == checkpoint.count(small) == checkpoint.count(pruned) == 512 * 512
+    assert arrays.count(dense) == arrays.count(small) == arrays.count(pruned) == 512 * 512
 
 
 def test_parameters_that_are_none_get_a_sentence(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_parameters_that_are_none_get_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "params" / "_METADATA").write_text("{")
     for name in ("params", "missing"):
         with pytest.raises(LspError, match="no parameters lsp can read") as caught:
-            checkpoint.load_params(tmp_path / name)
+            arrays.load_params(tmp_path / name)
         assert caught.value.code == Exit.ARTIFACT
 
 
@@ -152,7 +152,7 @@ def test_buffers_may_be_donated_while_they_are_being_saved(steps: Steps) -> None
 def test_a_step_moves_between_devices(tmp_path: Path) -> None:
     code = """
 import sys; from pathlib import Path; import jax, numpy as np; from jax.sharding import *
-from lsp.checkpoint import Steps
+from lsp.steps import Steps
 split, whole = (NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec(*axes))
     for axes in (["data"], []))
 one = SingleDeviceSharding(jax.devices()[0])
@@ -219,7 +219,7 @@ def test_another_models_state_is_refused_by_leaf(steps: Steps) -> None:
         assert caught.value.code == Exit.ARTIFACT
 
 
-@pytest.mark.parametrize("place", ["lsp.directory.seal", "pathlib.Path.rename", "lsp.checkpoint.sync"])
+@pytest.mark.parametrize("place", ["lsp.directory.seal", "pathlib.Path.rename", "lsp.steps.sync"])
 def test_a_failed_save_surfaces_once_and_poisons_nothing(
     steps: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -246,7 +246,7 @@ def test_a_failed_save_surfaces_once_and_poisons_nothing(
 
 def test_a_disk_too_small_says_so(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import numpy as np; from lsp.checkpoint import Steps\n"
+        "import sys; from pathlib import Path; import numpy as np; from lsp.steps import Steps\n"
         "steps = Steps(Path(sys.argv[1]) / 'train', 2, print)\n"
         "steps.save(1, {'x': np.zeros(1000)}); steps.wait(); steps.save(2, {'x': np.random.random(1_000_000)})\n"
         "try: steps.wait()\n"
@@ -270,7 +270,7 @@ def test_a_step_that_exists_is_not_written_again(steps: Steps, tmp_path: Path) -
 
 def test_sigkill_in_the_middle_of_a_save_leaves_the_newest_whole_step(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; import jax.numpy as jnp; from lsp.checkpoint import Steps\n"
+        "import sys; from pathlib import Path; import jax.numpy as jnp; from lsp.steps import Steps\n"
         "steps = Steps(Path(sys.argv[1]), 2, print)\n"
         "found = steps.latest({'x': jnp.zeros(500_000)})\n"
         "first = found[0] + 1 if found else 1\n"
@@ -334,7 +334,7 @@ def test_a_finished_model_opens_and_its_run_cannot_be_run_again(
     with pytest.raises(LspError, match="not a classifier"):
         model.expect("classes")
     assert list(result) == ["command", "out", "status", "step", "metrics", "seconds", "parameters", "bytes"]
-    assert result["parameters"] == checkpoint.count(model.params) and not (out / "train").exists()
+    assert result["parameters"] == arrays.count(model.params) and not (out / "train").exists()
     with directory.claim(out, command="pretrain", recipe="", inputs={}) as run:
         assert run.result() == result | {"status": "already complete"}
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsp import Exit, LspError, arguments, checkpoint, cli, recipe
+from lsp import Exit, LspError, arguments, cli, recipe
 from lsp.commands import verify_resume
 from lsp.console import Progress
+from lsp.steps import Steps
 from lsp.train.loop import Saved
 
 QUIET = Progress(quiet=True)
@@ -61,13 +62,13 @@ def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
     runs = [verify_resume.Watched([], tmp_path / name, tmp_path / f"{name}-steps") for name in ("a", "b")]
     kernel = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     for run, change in zip(runs, (0.0, 0.25), strict=True):
-        steps = checkpoint.Steps(run.out / "train", 9, pytest.fail)
+        kept = Steps(run.out / "train", 9, pytest.fail)
         for step in (1, 2):
             moved = kernel.copy()
             moved[1, 2] += change if step == 2 else 0.0
             state = {"a": jnp.full(3, jnp.nan, jnp.bfloat16), "kernel": moved}
-            steps.save(step, Saved(state, np.array(change)))  # type: ignore[arg-type]
-        steps.wait()
+            kept.save(step, Saved(state, np.array(change)))  # type: ignore[arg-type]
+        kept.wait()
         run.keep()
         assert run.kept() == [1, 2] and run.newest() == 2
     with QUIET.task("comparing", 2) as task:

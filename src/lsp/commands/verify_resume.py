@@ -17,6 +17,7 @@ import numpy as np
 
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
+from lsp import steps as saved
 from lsp.data import files, shards
 
 GLANCE = 0.002  # seconds between two looks at a run
@@ -185,7 +186,7 @@ def compare(one: Watched, other: Watched, steps: list[int], task: Any) -> tuple[
     """The first difference between two runs, or None, and how many tensors of states and models were compared."""
     compared = 0
     for done, step in enumerate(steps, 1):
-        left, right = (checkpoint.read_step(run.steps / f"{step:08d}") for run in (one, other))
+        left, right = (saved.read_step(run.steps / f"{step:08d}") for run in (one, other))
         states = {name: leaf for name, leaf in left.items() if name.startswith(".state")}  # not the time they took
         found, compared = difference(states, right), compared + len(states)
         if found:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from lsp import Exit, Stopped, interrupt
 from lsp import recipe as recipes
-from lsp.checkpoint import Steps
+from lsp.steps import Steps
 from lsp.train import mesh as meshes
 from lsp.train import optimizer, processes, replicas, watch
 from lsp.train.clock import Clock

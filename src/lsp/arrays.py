@@ -1,0 +1,142 @@
+"""Trees of arrays on disk. The only file that imports Orbax.
+
+Orbax writes the arrays (OCDBT over zarr 3); it does not notice a rotten byte and does not sync its last rename, so
+`directory.seal` hashes and syncs what it wrote, and nothing is loaded that `directory.read` has not confirmed.
+"""
+
+import errno
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lsp import Exit, LspError
+from lsp.manifest import MACHINE, cannot_write
+from lsp.model.int8 import Int8
+from lsp.model.sparse import is_packed, pack, unpack
+
+PATIENCE = 4 * 10**9  # seconds: more than from 1970 to 2038
+Tree = Any  # nested dicts (str or whole-number keys) of arrays and Int8; for a state, any pytree of arrays
+
+
+def save_params(path: Path, params: Tree) -> None:
+    """Writes a parameter tree as it is: int8 stays int8, and an array that is smaller packed is packed.
+
+    Replaces what is there. Raises LspError (exit 5) when the disk is full.
+    """
+    stored = _stored(params)
+    work = path.with_name(path.name + ".tmp")
+    checkpointer = store(compress=True, alone=True)
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        start(checkpointer, work / "arrays", stored)
+        checkpointer.wait_until_finished()
+        if path.exists():
+            shutil.rmtree(path)
+        (work / "arrays").rename(path)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise explained(path, error, nbytes(stored)) from error
+    finally:
+        checkpointer.close()
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def load_params(path: Path) -> Tree:
+    """The tree that `save_params` wrote, in NumPy, whatever devices it was saved from. Raises LspError (exit 4)."""
+    ocp = orbax()
+    checkpointer = store(compress=True, alone=True)
+    try:
+        # The tree's shape comes from the metadata; saying "NumPy" for every leaf keeps devices and shardings out of it.
+        names = checkpointer.metadata(path.absolute()).item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
+        return _loaded(checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=numpy)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or ["?"])[0]
+        hint = "Run the stage that made it again with --overwrite."
+        raise LspError(f"{path} holds no parameters lsp can read: {reason}.", hint=hint, code=Exit.ARTIFACT) from error
+    finally:
+        checkpointer.close()
+
+
+def count(params: Tree) -> int:
+    """Parameters in a tree, zeros too; the scales of int8 weights are not counted."""
+    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    return sum(int(np.prod((leaf.q if isinstance(leaf, Int8) else leaf).shape)) for leaf in leaves)
+
+
+def _stored(node: Tree) -> Any:
+    """A parameter tree as nested dicts of NumPy arrays with text keys."""
+    if isinstance(node, dict):
+        return {str(key): _stored(child) for key, child in node.items()}
+    if isinstance(node, Int8):
+        # The scale keeps the matrix's rank, [1, N] or [V, 1]: q · scale is the matrix, and the axis need not be told.
+        scale = np.expand_dims(np.asarray(node.scale), 1 - node.axis)
+        return {"q": pack(np.asarray(node.q)), "scale": scale}
+    return pack(np.asarray(node))
+
+
+def _loaded(node: Any) -> Tree:
+    """The inverse of `_stored`."""
+    if not isinstance(node, dict) or is_packed(node):
+        return unpack(node)
+    if node.keys() == {"q", "scale"}:
+        q, scale = unpack(node["q"]), node["scale"]
+        axis = 1 if scale.shape == (1, q.shape[1]) else 0
+        if scale.shape[axis] != q.shape[axis] or scale.size != q.shape[axis]:
+            raise ValueError(f"int8 values of shape {q.shape} do not fit scales of shape {scale.shape}")
+        return Int8.stored(q, scale.reshape(-1), axis)
+    children = {int(key) if key.isdecimal() else key: _loaded(child) for key, child in node.items()}
+    return dict(sorted(children.items(), key=lambda item: (str(type(item[0])), item[0])))  # layer 2 before layer 10
+
+
+def orbax() -> Any:
+    """Orbax, with its running commentary off: what fails raises, and we say it."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    return ocp
+
+
+def store(compress: bool, alone: bool = False) -> Any:
+    """A new one for each save, so that a failed save leaves nothing behind in memory. Costs half a millisecond.
+
+    What it does, all processes do together, unless this one is to do it `alone`.
+    """
+    ocp = orbax()
+    me = jax.process_index()
+    options = ocp.options.MultiprocessingOptions()
+    if alone:
+        options = ocp.options.MultiprocessingOptions(me, {me}, barrier_sync_key_prefix=f"process {me}")
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=True, use_zarr3=True, use_compression=compress, multiprocessing_options=options
+    )
+    # Orbax gives up waiting for itself by the time of day: a clock set forward in a save would end the run. Where
+    # processes wait for each other, though, a lost one must not be waited for. Folders made in the background would be
+    # announced to the other processes, and waited for by that clock.
+    single = alone or jax.process_count() == 1
+    options_async = ocp.options.AsyncOptions(
+        timeout_secs=PATIENCE if single else 1200, create_directories_asynchronously=not single
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options_async, multiprocessing_options=options)
+
+
+def start(checkpointer: Any, path: Path, tree: Tree) -> None:
+    """Begins to write; the checkpointer's `wait_until_finished` ends it."""
+    checkpointer.save(path.absolute(), args=orbax().args.PyTreeSave(tree))
+
+
+def nbytes(tree: Tree) -> int:
+    """Bytes of all arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def explained(path: Path, error: BaseException, needed: int) -> BaseException:
+    """The error as a sentence with exit 5 where the machine is to blame, else itself."""
+    text = str(error).lower()  # TensorStore raises ValueError for all that goes wrong
+    if any(words in text for words in ("no space left", "enospc", "disk quota")):
+        error = OSError(errno.ENOSPC, "the disk is full")
+    return cannot_write(path, error, needed) if isinstance(error, OSError) and error.errno in MACHINE else error
