@@ -10,13 +10,15 @@ Before the clock starts the losses of both must agree, and without dropout so mu
 
 Each side lives in a process of its own (PyTorch in the environment of benchmarks/peers.txt) and has turns of a few
 steps, one after the other, while the others wait on a pipe; the CPU time that they burn meanwhile is in the report.
-A step is timed from host arrays to the loss on the host.
+A step is timed from host arrays to the loss on the host. All keep freed memory in one heap (lsp/allocator.py), which
+makes PyTorch faster too; `--plain-malloc` times the peer as it is installed.
 """
 
 import argparse
 import json
 import os
 import resource
+import runpy
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--turn", type=int, default=3, help="steps a turn")
+    parser.add_argument("--plain-malloc", action="store_true", help="the peer without lsp/allocator.py, as installed")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # in the processes that this one starts
     options = parser.parse_args()
     if options.side:
@@ -85,6 +88,7 @@ def measure(sides: dict[str, "Worker"], options: argparse.Namespace) -> dict[str
         "steps_each": options.rounds * options.turn,
         "vocabulary": sides["lsp"].ask("versions")["vocabulary"],
         "dropout": options.dropout,
+        "plain_malloc": options.plain_malloc,
         "loss_at_start": losses,
         "first_losses": firsts,
         "cpu_seconds_while_waiting": {name: round(spent, 2) for name, spent in idle.items()} | {"of": round(elapsed)},
@@ -122,6 +126,7 @@ class Worker:
     def __init__(self, name: str, options: argparse.Namespace, folder: str) -> None:
         python = sys.executable if name == "lsp" else options.peer
         arguments = ["--side", name, "--data", str(options.data), "--dropout", str(options.dropout)]
+        arguments += ["--plain-malloc"] * options.plain_malloc
         self.process = subprocess.Popen(
             [python, __file__, *arguments], cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -259,6 +264,9 @@ def named_as_theirs(params: Any) -> dict[str, Any]:
 
 
 def peers(options: argparse.Namespace) -> tuple[Side, dict[str, Any]]:
+    if not options.plain_malloc:  # before torch makes threads; from its file, since lsp is not installed there
+        runpy.run_path(str(Path(__file__).parents[1] / "src/lsp/allocator.py"))["keep_freed_memory"]()
+
     import numpy as np
     import torch
     import transformers
