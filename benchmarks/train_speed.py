@@ -32,7 +32,7 @@ SIDES = ("lsp", "eager", "compiled")
 BATCHES, ROWS, LENGTH, MASK_RATE = 8, 32, 128, 0.15
 LAYERS, WIDTH, HEADS, FEEDFORWARD, POSITIONS = 4, 256, 4, 1024, 512
 BETAS, EPSILON, DECAY, CLIP = (0.9, 0.98), 1e-8, 0.01, 1.0
-RATE = 1e-3  # the peak, reached after WARMUP of STEPS; the run ends long before
+RATE = 1e-3  # the peak, reached after WARMUP of STEPS
 STEPS, WARMUP = 1000, 0.06
 FIRST = 4  # steps that compile and warm up
 Side = tuple[Callable[[], float], Callable[[], float]]  # the loss of batch 0 without dropout; a step, giving its loss
@@ -183,7 +183,7 @@ def ours(options: argparse.Namespace) -> tuple[Side, dict[str, Any]]:
     from lsp.train import optimizer
     from lsp.train.metrics import value
     from lsp.train.objectives import Objective, masked_lm
-    from lsp.train.step import TrainState, make_train_step
+    from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
     rows = Rows.open(options.data)
     full = Subset(rows, np.flatnonzero((rows.take(np.arange(len(rows))) != PAD).all(1)))
@@ -197,23 +197,23 @@ def ours(options: argparse.Namespace) -> tuple[Side, dict[str, Any]]:
     train = recipe.Train(
         steps=STEPS, warmup=WARMUP, learning_rate=RATE, beta1=BETAS[0], beta2=BETAS[1], weight_decay=DECAY, clip=CLIP
     )
-    tx, params, structure = optimizer.adamw(train), initialise(config, 0), graphdef(config)
+    tx, params, structure = optimizer.make(train), initialise(config, 0), graphdef(config)
     np.savez("weights.npz", **named_as_theirs(params))
     np.savez(
         "batches.npz",
         tokens=np.stack([batch["tokens"] for batch in batches]),
         labels=np.stack([labels(batch) for batch in batches]),
-        rates=np.array([optimizer.schedule(train)(step) for step in range(STEPS)]),
+        rates=np.array([optimizer.schedule(train)((step + 1) / STEPS) for step in range(STEPS)]),
     )
     first = jax.jit(lambda params, batch: masked_lm(nnx.merge(structure, params), None, batch, None)[0])
     at_start = value(first(params, batches[0]))
     state, done = TrainState(jnp.int32(0), params, tx.init(params)), 0
-    compiled = make_train_step(structure, Objective(masked_lm), tx, seed=0)
-    compiled = compiled.lower(state, None, batches[0], np.int32(0)).compile()
+    compiled = make_train_step(make_update(structure, Objective(masked_lm), tx), seed=0)
+    compiled = compiled.lower(state, None, batches[0], np.int32(0), Signals(0.5)).compile()
 
     def step() -> float:
         nonlocal state, done
-        state, metrics = compiled(state, None, batches[done % BATCHES], np.int32(done))
+        state, metrics = compiled(state, None, batches[done % BATCHES], np.int32(done), Signals((done + 1) / STEPS))
         done += 1
         return value(metrics["loss"])
 
