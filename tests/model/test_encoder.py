@@ -9,7 +9,7 @@ from flax import nnx
 from lsp import LspError, recipe
 from lsp.model import attention, cost
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import Model, drop, graphdef, initialise, shapes
+from lsp.model.encoder import Model, add_bias, drop, graphdef, initialise, shapes, standardise
 
 
 def build(config: ModelConfig) -> Model:
@@ -112,6 +112,36 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert float((y == 0).mean()) == pytest.approx(26 / 256, abs=0.003)
     assert float(y.mean()) == pytest.approx(1.0, abs=0.004)
     assert drop(x, 0.1, None) is x
+
+
+def plainly_standardised(x: jax.Array) -> jax.Array:
+    return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def plainly_split(qkv: jax.Array) -> jax.Array:
+    return jnp.stack([qkv.reshape(2, 6, 4, 3, 5)[:, :, :, part].swapaxes(1, 2) for part in range(3)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("ours", "plain"),
+    [
+        (lambda x: standardise(x, 1e-5), plainly_standardised),
+        (lambda x: jnp.stack(attention.split(x, 4)), plainly_split),
+        (lambda x: add_bias(x[0], x[1, 0]), lambda x: x[0] + x[1, 0]),
+    ],
+    ids=["standardise", "split", "add_bias"],
+)
+def test_written_out_gradients_are_the_derived_ones(ours, plain, dtype: str):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 6, 60)) + 1.0, dtype)
+    slope = jnp.asarray(rng.standard_normal(plain(x).shape), dtype)
+    y, pull = jax.vjp(ours, x)
+    exact, derived = jax.vjp(plain, x.astype(jnp.float32))
+    tolerance = 2e-5 if dtype == "float32" else 0.05
+    for found, expected in ((y, exact), (pull(slope)[0], derived(slope.astype(jnp.float32))[0])):
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=tolerance, rtol=tolerance)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_ones_that_do():

@@ -7,7 +7,7 @@ Dimensions: B rows, T tokens, K masked slots, V vocabulary, D width, H heads, S 
 The type of the computation is the type of the parameters handed in; norms, softmax and logits are fp32 always.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -43,11 +43,7 @@ class Norm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        mean = x32.mean(-1, keepdims=True)
-        centred = x32 - mean
-        y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
-        y = y * self.scale[...].astype(jnp.float32)
+        y = standardise(x.astype(jnp.float32), self.epsilon) * self.scale[...].astype(jnp.float32)
         return (y if self.bias is None else y + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
@@ -72,8 +68,8 @@ class Embeddings(nnx.Module):
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         x_BTD = self.tokens(tokens_BT)
         if self.positions is not None and self.types is not None:
-            types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
-            x_BTD = x_BTD + self.positions(positions_BT) + self.types(types_BT)
+            types = self.types(jnp.int32(0) if types_BT is None else types_BT)
+            x_BTD = x_BTD + self.positions(positions_BT) + types
         return self.norm(x_BTD)
 
 
@@ -91,8 +87,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> jax.Array:
         rows, length, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).reshape(rows, length, self.heads, 3, self.head_size)
-        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
+        q, k, v = attention.split(self.qkv(x_BTD), self.heads)
         if turn is not None:
             q, k = attention.rotate(q, *turn), attention.rotate(k, *turn)
         y_BHTS = attention.attend(q, k, v, segments_BT)
@@ -150,7 +145,7 @@ class Words(nnx.Module):
     def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array | Int8) -> jax.Array:
         x_BKD = self.norm(gelu(self.transform(hidden_BKD)))
         logits_BKV = matmul(x_BKD, table_VD, transpose=True)
-        return logits_BKV.astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+        return add_bias(logits_BKV.astype(jnp.float32), self.bias[...].astype(jnp.float32))
 
 
 class Model(nnx.Module):
@@ -192,7 +187,9 @@ class Model(nnx.Module):
         # A product with one-hot rows is exact, and so is its gradient, which is a product too and no scatter.
         onehot_BKT = jax.nn.one_hot(slots_BK, hidden_BTD.shape[1], dtype=hidden_BTD.dtype)
         hidden_BKD = hold(jnp.einsum("bkt,btd->bkd", onehot_BKT, hidden_BTD), "BKD")
-        return hold(self.words(hidden_BKD, self.embeddings.tokens.table.get_value()), "BKV")
+        # As a matrix, since XLA's CPU computes the gradient of the logits anew for each shape that it is read in.
+        logits = self.words(hidden_BKD.reshape(-1, hidden_BTD.shape[-1]), self.embeddings.tokens.table.get_value())
+        return hold(logits.reshape(*slots_BK.shape, -1), "BKV")
 
     def classify(
         self,
@@ -250,6 +247,38 @@ def gelu(x: jax.Array) -> jax.Array:
     """The exact x·Φ(x) of Hendrycks and Gimpel (2016), through erf: XLA's CPU takes 2.5 times as long over the erfc
     that `jax.nn.gelu` uses, for digits far out in the negative tail."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    """x [..., D] with mean 0 and variance 1 in each row. Its gradient is written out, in fewer passes than the derived
+    one: what is left of dy without its part along the ones and along the result."""
+    return _standardised(x, epsilon)[0]
+
+
+def _standardised(x: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    centred = x - x.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+    y = centred * inverse
+    return y, (y, inverse)
+
+
+def _standardised_backward(epsilon: float, kept: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
+    y, inverse = kept
+    return (inverse * (dy - dy.mean(-1, keepdims=True) - y * (dy * y).mean(-1, keepdims=True)),)
+
+
+standardise.defvjp(_standardised, _standardised_backward)
+
+
+@jax.custom_vjp
+def add_bias(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y [M, V] + bias [V], whose gradient is a product with ones: XLA's CPU sums the columns of 1,024 rows of 30,522
+    in 68 ms, and multiplies them in 3 ms."""
+    return y + bias
+
+
+add_bias.defvjp(lambda y, bias: (y + bias, None), lambda _, dy: (dy, jnp.ones(dy.shape[0], dy.dtype) @ dy))
 
 
 def drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

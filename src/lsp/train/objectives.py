@@ -38,39 +38,36 @@ def classification(model: Model, frozen: Any, batch: Batch, key: jax.Array | Non
 
 def scored(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, dict[str, Mean]]:
     """Weighted cross-entropy in nats and accuracy, over any number of leading dimensions."""
-    loss, best = cross_entropy(logits, targets)
-    right = (best == targets).astype(jnp.float32)
+    loss, right = cross_entropy(logits, targets)
     count = weights.sum()
-    return Mean((loss * weights).sum(), count), {"accuracy": Mean((right * weights).sum(), count)}
+    return Mean((loss * weights).sum(), count), {"accuracy": Mean((right.astype(weights.dtype) * weights).sum(), count)}
 
 
 @jax.custom_vjp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """-log softmax(logits)[target], fp32 [...], and the first of the largest logits, int32 [...], of logits [..., V].
+    """-log softmax(logits)[target], fp32 [...], and whether the target's logit is the largest, bool [...], of logits
+    [..., V].
 
-    Its gradient is written out, softmax(logits) - onehot(target), as one pass over the logits: the one that JAX derives
-    scatters into a copy of them. The largest is found by two plain reductions, which vectorise where argmax does not.
+    Its gradient is written out, softmax(logits) - onehot(target): the one that JAX derives scatters into a copy of the
+    logits. The exponentials are kept for it instead of the logits, so each is computed once.
     """
     return _cross_entropy_forward(logits, targets)[0]
 
 
 def _cross_entropy_forward(logits: jax.Array, targets: jax.Array) -> Any:
     largest = logits.max(-1, keepdims=True)
-    normalizer = jnp.log(jnp.exp(logits - largest).sum(-1, keepdims=True)) + largest
+    powers = jnp.exp(logits - largest)
+    total = powers.sum(-1, keepdims=True)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    size = logits.shape[-1]
-    best = jnp.where(logits == largest, _numbers(logits), size).min(-1)
-    return ((normalizer - picked)[..., 0], best), (logits, targets, normalizer)
+    loss = jnp.log(total) + largest - picked
+    return (loss[..., 0], (picked == largest)[..., 0]), (powers, total, targets)
 
 
 def _cross_entropy_backward(kept: Any, gradient: Any) -> tuple[jax.Array, None]:
-    logits, targets, normalizer = kept
-    onehot = _numbers(logits) == targets[..., None]
-    return (jnp.exp(logits - normalizer) - onehot.astype(logits.dtype)) * gradient[0][..., None], None
-
-
-def _numbers(logits: jax.Array) -> jax.Array:
-    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    powers, total, targets = kept
+    slope = gradient[0][..., None]
+    numbers = jax.lax.broadcasted_iota(jnp.int32, powers.shape, powers.ndim - 1)
+    return powers * (slope / total) - jnp.where(numbers == targets[..., None], slope, 0.0), None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
