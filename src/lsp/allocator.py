@@ -9,9 +9,10 @@ both ways at 4×256.
 import ctypes
 import sys
 
-# Of glibc's malloc.h: one heap for all threads, blocks of up to 1 GiB from it, and what is freed stays.
+# Of glibc's malloc.h: one heap for all threads, blocks of up to 1 GiB from it, and up to 2 GiB of what is freed stay.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-SETTINGS = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, (1 << 31) - 1))
+KEPT = (1 << 31) - 1
+SETTINGS = ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, KEPT))
 
 
 def keep_freed_memory() -> None:

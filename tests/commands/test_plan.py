@@ -40,6 +40,7 @@ def test_a_plan_adds_up() -> None:
     assert memory["parameters"] == 4 * (split // 4 + whole + 512 // 2)  # the head's bias is cut by words only
     assert memory["optimizer"] == 2 * memory["parameters"] + 4
     assert memory["batch"] == 4 * 16 * (2 * 128 + 3 * 32) // 2
+    assert memory["start"] == 4 * made["parameters"]
     assert made["memory_bytes"] == sum(memory.values())
     flops = 3 * 2 * 16 * (128 * (4 * 64 * 64 + 3 * 64 * 128) + 2 * 128 * 128 * 64 + 32 * 64 * (64 + 512))
     assert made["flops_per_step"] == flops
@@ -74,7 +75,7 @@ def test_what_can_not_be_planned_is_refused(words: list[str], code: Exit, text: 
 
 
 def test_the_cheapest_fixes_come_first() -> None:
-    step = Step(Memory(10, 20, 1, 10, 70, 0), {"data": 4, "fsdp": 1, "tensor": 1}, [], 40, [], 1.0)
+    step = Step(Memory(10, 20, 1, 10, 70, 0, 0), {"data": 4, "fsdp": 1, "tensor": 1}, [], 40, [], 1.0)
     found = dict(fixes(recipe.Pretrain(), step, 80))
     # 41 are fixed, so the 70 must shrink to 39: two parts suffice.
     assert list(found) == ["--set train.accumulate=2", "--set mesh.fsdp=4", "--set train.precision=bf16"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lsp import LspError
 from lsp import recipe as recipes
+from lsp.allocator import KEPT
 
 if TYPE_CHECKING:
     from lsp.train.forecast import Step
@@ -69,6 +70,7 @@ def run(
         "mesh": step.mesh,
         "parameters": cost.parameters(forecast.model(recipe)),
         "memory_bytes": step.memory.total,
+        "kept_bytes": None if known else KEPT,  # of freed buffers, beside the rest
         "usable_bytes": limit,
         "fits": step.memory.total <= limit,
         "flops_per_step": forecast.flops(recipe),

@@ -43,6 +43,7 @@ class Memory(NamedTuple):
     gradients: int
     activations: int  # and every other temporary
     program: int  # compiled code; on a CPU, what the process grew by while compiling
+    start: int  # the weights that the run began with, whole on the first device, which it holds on to
 
     @property
     def total(self) -> int:
@@ -193,7 +194,9 @@ def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 def _memory(state: TrainState, batch: Any, temporaries: int, program: int) -> Memory:
     parameters = _bytes(state.params)
     gradients = min(parameters, temporaries)
-    return Memory(parameters, _bytes(state.opt_state), _bytes(batch), gradients, temporaries - gradients, program)
+    start = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state.params))
+    activations = temporaries - gradients
+    return Memory(parameters, _bytes(state.opt_state), _bytes(batch), gradients, activations, program, start)
 
 
 def _too_large(text: str, state: TrainState, batch: Any) -> Memory:
