@@ -22,7 +22,7 @@ OPTIONS = {
     "data peek": ["--rows", "--step", *RECIPE, "--json"],
     "pretrain": [
         *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget"],
-        *["--tracker", "--overwrite", *JSON],
+        *["--coordinator", "--processes", "--process-id", "--tracker", "--overwrite", *JSON],
     ],
     "finetune": [*TRAINING, "--tokenizer", *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
@@ -31,6 +31,9 @@ OPTIONS = {
     "evaluate": ["--from", "--data", "--min", *TRAINING[-2:], *JSON],
     "predict": ["--from", "--text-column", *JSON],
     "inspect": ["--json"],
+    "plan": [
+        *["--devices", "--accelerator", "--topology", "--mfu", "--price", "--tokens", "--set", *JSON],
+    ],
     "plot": ["--metric", "--x", "--log", "--smooth", "--out", "--json"],
     "verify": ["--json"],
     "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
