@@ -31,7 +31,9 @@ OPTIONS = {
     "evaluate": ["--from", "--data", "--min", *TRAINING[-2:], *JSON],
     "predict": ["--from", "--text-column", *JSON],
     "inspect": ["--json"],
-    "plan": [*["--devices", "--accelerator", "--topology", "--mfu", "--price", "--tokens", "--set"], *JSON],
+    "plan": [
+        *["--devices", "--accelerator", "--topology", "--mfu", "--price", "--tokens", "--set", *JSON],
+    ],
     "plot": ["--metric", "--x", "--log", "--smooth", "--out", "--json"],
     "verify": ["--json"],
     "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
