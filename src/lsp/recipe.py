@@ -60,6 +60,8 @@ class Train:
     steps: int = key(0, "optimizer steps; 0 means `epochs` decides")
     epochs: float = key(1.0, "passes over the training data; used when `steps` is 0")
     batch_size: int = key(32, "sequences a step, over all devices")
+    batch_start: int = key(0, "rows of the first batches, doubled in equal stages up to `batch_size` (pretraining only); 0 means `batch_size` from the start")
+    batch_warmup: float = key(0.1, "share of the steps over which the batch grows from `batch_start`")
     accumulate: int = key(1, "parts that a batch is cut into, one after the other, to save memory")
     learning_rate: float = key(1e-3, "peak learning rate")
     warmup: float = key(0.06, "share of the steps over which the learning rate rises from 0")
@@ -180,11 +182,11 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("steps", "batch_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

@@ -251,3 +251,34 @@ def test_the_road_from_files_needs_neither_jax_nor_grain(tmp_path: Path) -> None
 
     code = "import sys, lsp.commands.prepare, lsp.data.tasks; sys.exit('jax' in sys.modules or 'grain' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_batch_grows_by_doubling_and_every_row_comes_in_its_turn(rows: Rows) -> None:
+    growth = batches.Growth(2, 8, 6)
+    assert [growth.units(step) for step in range(9)] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
+    assert [growth.before(step) for step in range(9)] == [0, 1, 2, 3, 5, 7, 9, 13, 17]
+    units = batches.pretraining(rows, batch_size=2, seed=3, mask_rate=0.3, mask_rate_end=0.1, steps=growth.before(9))
+    grown = list(batches.growing(units, growth, 0, 9))
+    assert [len(batch["tokens"]) for batch in grown] == [2, 2, 2, 4, 4, 4, 8, 8, 8]
+    whole = [units[index] for index in range(growth.before(9))]
+    for name in ("tokens", "segments"):
+        np.testing.assert_array_equal(
+            np.concatenate([batch[name] for batch in grown]), np.concatenate([unit[name] for unit in whole])
+        )
+    for name in ("targets", "weights", "overflow"):  # units of fewer slots are filled up
+        assert sum(batch[name].sum() for batch in grown) == sum(unit[name].sum() for unit in whole)
+    resumed = list(batches.growing(units, growth, 4, 9))
+    for batch, again in zip(grown[4:], resumed, strict=True):
+        assert all(np.array_equal(batch[name], again[name]) for name in batch)
+
+
+def test_a_batch_that_does_not_grow_is_the_unit() -> None:
+    growth = batches.Growth(32, 32, 0)
+    assert [growth.units(step) for step in (0, 5, 10**9)] == [1, 1, 1] and growth.before(10**9) == 10**9
+
+
+@pytest.mark.parametrize("first, over, said", [(3, 10, "no doubling"), (64, 10, "no doubling"), (8, 0, "train.steps")])
+def test_growth_that_can_not_be_is_refused(first: int, over: int, said: str) -> None:
+    with pytest.raises(LspError, match=said) as caught:
+        batches.Growth(first, 32, over)
+    assert caught.value.code == 2

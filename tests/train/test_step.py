@@ -52,6 +52,13 @@ def test_micro_batches_of_unequal_weight_make_the_same_step(config: ModelConfig)
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
 
 
+def test_a_smaller_batch_is_cut_into_fewer_micro_batches(config: ModelConfig):
+    half = {name: array[:4] for name, array in batch().items()}
+    (whole, _), (parts, _) = run(config, half), run(config, half, accumulate=4, full=8)
+    for a, b in zip(jax.tree.leaves(moments(whole)), jax.tree.leaves(moments(parts)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
 def test_the_written_out_cross_entropy_is_the_derived_one():
     rng = np.random.default_rng(0)
     logits = (5 * rng.standard_normal((3, 4, 50))).astype(np.float32)

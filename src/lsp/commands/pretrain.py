@@ -62,13 +62,15 @@ def run(
             _refuse_misfit(rows, words, config, base)
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if budget else counted(recipe.train, len(train_rows))
+            first = train.batch_start or train.batch_size
+            growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
             dataset = batches.pretraining(
                 train_rows,
-                batch_size=train.batch_size,
+                batch_size=first,
                 seed=train.seed,
                 mask_rate=recipe.data.mask_rate,
                 mask_rate_end=recipe.data.mask_rate_end,
-                steps=train.steps,
+                steps=growth.before(train.steps),
                 draw=drawing(recipe.data.masking, words),
             )
             meter = MaskedLM(config)
@@ -76,7 +78,7 @@ def run(
                 graphdef=graphdef(config),
                 params=dequantize(base.params) if base else initialise(config, train.seed),
                 objective=Objective(masked_lm),
-                batches=lambda first, last: batches.read_ahead(dataset, first, last),
+                batches=lambda start, stop: batches.growing(dataset, growth, start, stop),
                 evaluate=lambda params: meter.score(params, measured),
                 train=train,
                 mesh=recipe.mesh,

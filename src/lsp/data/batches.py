@@ -72,6 +72,49 @@ def pretraining(
     return row_numbers(rows, batch_size=batch_size, seed=seed).map_with_index(batch_at)
 
 
+class Growth:
+    """How many units of `first` rows the batch of each step has: one, doubled in equal stages over the first `over`
+    steps, `full / first` from then on. Raises LspError (exit 2) unless that is a power of two and `over` is known."""
+
+    def __init__(self, first: int, full: int, over: int) -> None:
+        doublings = max(1, full // first).bit_length() - 1
+        if doublings and not over:
+            raise LspError(
+                "train.batch_start needs train.steps and train.batch_warmup, to know when the batch is full.",
+                hint="Add --set train.steps=N.",
+            )
+        if first << doublings != full:
+            raise LspError(
+                f"train.batch_size = {full} is no doubling of train.batch_start = {first}.",
+                hint=f"Use --set train.batch_start={full // 4 or full}, say.",
+            )
+        self.doublings, self.stage = doublings, max(1, over // max(1, doublings))
+
+    def units(self, step: int) -> int:
+        return 1 << min(step // self.stage, self.doublings)
+
+    def before(self, step: int) -> int:
+        """Units in all batches before this step's."""
+        stage = min(step // self.stage, self.doublings)
+        return self.stage * ((1 << stage) - 1) + ((step - stage * self.stage) << stage)
+
+
+def growing(dataset: "MapDataset", growth: Growth, start: int, stop: int) -> Iterator[Batch]:
+    """Batches of the steps `start` to `stop - 1`, put together from the units of `dataset`."""
+    units = read_ahead(dataset, growth.before(start), min(growth.before(stop), sys.maxsize))
+    for step in range(start, stop):
+        parts = [next(units) for _ in range(growth.units(step))]
+        yield parts[0] if len(parts) == 1 else {name: _stacked([part[name] for part in parts]) for name in parts[0]}
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """One after another, narrower ones (of fewer slots) filled up with zeros; numbers are added."""
+    if not arrays[0].ndim:
+        return np.sum(arrays, dtype=arrays[0].dtype)
+    width = max(array.shape[1] for array in arrays)
+    return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
+
+
 def row_numbers(rows: Rows | Subset, *, batch_size: int, seed: int) -> "MapDataset":
     """Which rows each batch of `pretraining` holds: `dataset[step]` is an integer array [B]."""
     from grain import MapDataset  # imports jax: 2 s that evaluation and prediction can spare

@@ -8,6 +8,7 @@ from typing import Any
 
 import optax
 
+from lsp import LspError
 from lsp import recipe as recipes
 from lsp.data import batches, tasks
 from lsp.data.tokenizer import Tokenizer
@@ -63,7 +64,9 @@ def plan(
     clock: Clock,
     transform: optax.GradientTransformation | None = None,
 ) -> Plan:
-    """A plan over the sets; `train` must have its steps counted (`counted`)."""
+    """A plan over the sets; `train` must have its steps counted (`counted`). Raises LspError (exit 2)."""
+    if train.batch_start:
+        raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
     dataset = batches.labelled(sets.train, batch_size=train.batch_size, seed=train.seed)
     classifier = Classifier(config)
     return Plan(

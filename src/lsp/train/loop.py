@@ -79,10 +79,19 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
     train, copies = plan.train, plan.replicas.count
     mesh = meshes.make(plan.mesh, replicas=copies)
     meshes.check_batch(train.batch_size, train.accumulate, mesh, copies)
+    if train.batch_start:
+        meshes.check_batch(train.batch_start, 1, mesh, copies)
     replicas.check(plan.replicas, train)
     with jax.set_mesh(mesh):
         tx = optimizer.make(train, plan.transform)
-        alone = make_update(plan.graphdef, plan.objective, tx, accumulate=train.accumulate, precision=train.precision)
+        alone = make_update(
+            plan.graphdef,
+            plan.objective,
+            tx,
+            accumulate=train.accumulate,
+            full=train.batch_size // copies,
+            precision=train.precision,
+        )
         update = replicas.delayed(alone, plan.replicas, mesh)
         steps = Steps(path / "train", train.keep, progress.warn)
         start, state, seconds = _start(plan, update, mesh, steps)

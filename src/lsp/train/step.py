@@ -47,10 +47,11 @@ def make_update(
     tx: optax.GradientTransformationExtraArgs,
     *,
     accumulate: int = 1,
+    full: int = 0,
     precision: str = "fp32",
 ) -> Update:
     """An update by gradients. The batch is cut into `accumulate` micro-batches whose sums are added and divided once;
-    `precision` bf16 casts the parameters once."""
+    one of fewer rows than a `full` batch into fewer. `precision` bf16 casts the parameters once."""
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
         cast = params if precision == "fp32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
@@ -64,23 +65,25 @@ def make_update(
     def update(
         params: Any, opt_state: Any, frozen: Any, batch: Any, key: jax.Array, progress: jax.Array
     ) -> tuple[Any, Any, dict[str, Mean], jax.Array]:
-        if accumulate == 1:
+        rows = next(iter(batch.values())).shape[0]
+        count = max(1, accumulate * rows // (full or rows))
+        if count == 1:
             grads, metrics = gradients(params, frozen, batch, key)
         else:
-            # Row i goes to micro-batch i % accumulate, so each micro-batch stays spread over the devices.
-            parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+            # Row i goes to micro-batch i % count, so each micro-batch stays spread over the devices.
+            parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 number, micro = part
                 return jax.tree.map(jnp.add, carry, gradients(params, frozen, micro, keys[number])), None
 
-            keys = jax.random.split(key, accumulate)
+            keys = jax.random.split(key, count)
             first = jax.tree.map(lambda x: x[0], parts)
             rest = jax.tree.map(lambda x: x[1:], parts)
             start = gradients(params, frozen, first, keys[0])
-            (grads, metrics), _ = jax.lax.scan(add, start, (jnp.arange(1, accumulate), rest))
-        count = jnp.maximum(metrics["loss"].count, 1.0)
-        grads = jax.tree.map(lambda g: g / count, grads)
+            (grads, metrics), _ = jax.lax.scan(add, start, (jnp.arange(1, count), rest))
+        guesses = jnp.maximum(metrics["loss"].count, 1.0)
+        grads = jax.tree.map(lambda g: g / guesses, grads)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
             updates, opt_state = tx.update(grads, opt_state, params, progress=progress)
         return optax.apply_updates(params, updates), opt_state, metrics, optax.tree.norm(grads)
