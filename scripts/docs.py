@@ -14,7 +14,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = (
     "demo", "prepare", "data", "data peek", "pretrain", "finetune",
     "compress", "compress quantize", "compress prune", "compress distill",
-    "evaluate", "predict", "inspect", "plan", "plot", "verify", "verify resume", "doctor",
+    "evaluate", "predict", "inspect", "plan", "plot", "verify", "verify resume", "replay", "doctor",
 )  # fmt: skip
 CLI = """# The command line
 

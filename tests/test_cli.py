@@ -37,6 +37,7 @@ OPTIONS = {
     "plot": ["--metric", "--x", "--log", "--smooth", "--out", "--json"],
     "verify": ["--json"],
     "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
+    "replay": JSON,
     "doctor": ["--json"],
 }
 

@@ -633,6 +633,26 @@ def verify_resume(
     return Exit.DONE if found["equal"] else Exit.NO
 
 
+@app.command(short_help="A training step that went wrong, again, in fp32.")
+def replay(
+    *,
+    box: Annotated[Path, typer.Argument(metavar="BOX", help="RUN/blackbox/STEP.", show_default=False)],
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp replay runs/mini/blackbox/00001234
+
+    Do a refused step again, as it was and in fp32: loss, norms part by part, the
+    first part whose output or gradient is not finite, the texts with the largest
+    loss. A run that stumbles prints this line.
+    """
+    need(box)
+    from lsp.commands import replay as verb
+
+    return report(verb.run(box, progress=console.Progress(quiet)), as_json)
+
+
 @app.command(short_help="Is this machine set up?")
 def doctor(*, as_json: JsonOpt = False) -> int:
     """\b

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from lsp import Exit, LspError, recipe
+from lsp.commands import replay
+from lsp.console import Progress
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef, initialise
 from lsp.train import optimizer, watch
@@ -42,8 +44,6 @@ class Said:
         self.warnings.append(text)
 
     def task(self, name: str, total: float | None) -> Any:
-        from lsp.console import Progress
-
         return Progress(quiet=True).task(name, total)
 
 
@@ -204,6 +204,23 @@ def test_a_run_resumed_in_the_middle_of_the_window_decides_as_the_whole_one(tmp_
     halves, said = train(tmp_path / "halves", {80: spiking}, LONG, on_divergence="skip")
     assert halves.skipped == 1 and "mean of the last 80" in said.warnings[0]
     assert_same(halves.params, whole.params)
+
+
+def test_the_newest_three_boxes_stay_and_their_loss_and_norm_are_replayed_exactly(tmp_path: Path) -> None:
+    bad = {3: poisoned, 5: poisoned, 70: spiking, 80: spiking}
+    fitted, said = train(tmp_path / "run", bad, LONG, on_divergence="skip")
+    places = sorted((tmp_path / "run" / "blackbox").iterdir())
+    assert fitted.skipped == 4 and [place.name for place in places] == ["00000006", "00000071", "00000081"]
+    for place, line in zip(places, said.warnings[1:], strict=True):
+        assert line.endswith(f"Replay it: lsp replay {place}")
+        found = replay.run(place, Progress(quiet=True))
+        assert found["exact"] and found["recorded"] == pytest.approx(found["replayed"], abs=0, rel=0, nan_ok=True)
+        assert found["fp32_diverges"] == (place == places[0])
+    again = max(found["texts"], key=lambda row: row["loss"])
+    assert found["texts"][0] == again and found["replayed"]["loss"] > 5
+    assert sum(row["gradient_norm"] ** 2 for row in found["layers"]) ** 0.5 == pytest.approx(
+        found["recorded"]["gradient_norm"], rel=1e-5
+    )
 
 
 def test_stop_only_warns_once_of_spikes_and_changes_nothing(tmp_path: Path) -> None:

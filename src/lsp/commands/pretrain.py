@@ -73,6 +73,7 @@ def run(
                 steps=growth.before(train.steps),
                 draw=drawing(recipe.data.masking, words),
             )
+            numbers = batches.row_numbers(train_rows, batch_size=train.batch_size, seed=train.seed)
             meter = MaskedLM(config)
             plan = Plan(
                 graphdef=graphdef(config),
@@ -84,6 +85,8 @@ def run(
                 mesh=recipe.mesh,
                 clock=clock,
                 replicas=recipe.replicas,
+                rows=lambda step: train_rows.numbers(numbers[step]),
+                decode=words.decode,
             )
             with trackers.opened(track, held.path, progress) as followers:
                 fitted = fit(plan, held.path, progress, followers)

@@ -10,7 +10,7 @@ Suffixes: B rows of a batch, T tokens, K slots, N examples.
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,7 @@ class Examples:
     def __init__(self, table: Table, tokenizer: Tokenizer, sequence_length: int) -> None:
         encoded = [tokenizer.encode_arrays(column) for column in zip(*table.texts, strict=True)]
         room = sequence_length - 1 - len(encoded)
-        self.sequence_length, self.cut = sequence_length, 0
+        self.sequence_length, self.cut, self.decode = sequence_length, 0, tokenizer.decode
         self.labels = np.array(table.labels or [0] * len(table.texts), np.int32)
         self.tokens: list[np.ndarray] = []
         seconds: list[int] = []
@@ -202,6 +202,12 @@ def labelled(examples: Examples, *, batch_size: int, seed: int) -> "MapDataset":
     """Endless batches of `Examples.batch`, ⌈N/B⌉ an epoch, each example once; examples of like length go together."""
     from grain import MapDataset
 
+    numbers = example_numbers(examples, batch_size=batch_size, seed=seed)
+    return MapDataset.range(sys.maxsize).map(lambda step: examples.batch(numbers(step), batch_size))
+
+
+def example_numbers(examples: Examples, *, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+    """Which examples each batch of `labelled` holds: of a step, an integer array [n ≤ B]."""
     per_epoch = math.ceil(len(examples) / batch_size)
 
     @lru_cache(maxsize=2)
@@ -213,11 +219,11 @@ def labelled(examples: Examples, *, batch_size: int, seed: int) -> "MapDataset":
         batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
         return [batches[index] for index in random.permutation(per_epoch)]
 
-    def batch_at(step: int) -> Batch:
+    def numbers(step: int) -> np.ndarray:
         epoch, index = divmod(int(step), per_epoch)
-        return examples.batch(order(epoch)[index], batch_size)
+        return order(epoch)[index]
 
-    return MapDataset.range(sys.maxsize).map(batch_at)
+    return numbers
 
 
 def in_order(examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:

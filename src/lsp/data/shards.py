@@ -170,6 +170,10 @@ class Rows:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.take(np.array([index]))[0]
 
+    def numbers(self, indices: np.ndarray) -> np.ndarray:
+        """As of `Subset`: these rows have no other names."""
+        return indices
+
     def take(self, indices: np.ndarray) -> np.ndarray:
         """The rows at `indices` [N] from 0 as int32 [N, T]. Raises IndexError."""
         if len(indices) and not (indices.min() >= 0 and indices.max() < len(self)):
@@ -218,6 +222,10 @@ class Subset:
     def take(self, indices: np.ndarray) -> np.ndarray:
         """As `Rows.take`."""
         return self.rows.take(self.indices[indices])
+
+    def numbers(self, indices: np.ndarray) -> np.ndarray:
+        """What these rows are called in `rows`."""
+        return self.indices[indices]
 
 
 class Shard:

@@ -79,6 +79,8 @@ def plan(
         mesh=mesh,
         clock=clock,
         transform=transform,
+        rows=batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed),
+        decode=sets.train.decode,
     )
 
 

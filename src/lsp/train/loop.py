@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from lsp import Exit, Stopped, interrupt
 from lsp import recipe as recipes
 from lsp.steps import Steps
+from lsp.train import blackbox, optimizer, processes, replicas, watch
 from lsp.train import mesh as meshes
-from lsp.train import optimizer, processes, replicas, watch
 from lsp.train.clock import Clock
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
@@ -42,6 +42,9 @@ class Plan:
     clock: Clock
     transform: optax.GradientTransformation | None = None
     replicas: recipes.Replicas = ALONE
+    # For the black box: which rows of the data a step's batch holds, and the text of a row of tokens.
+    rows: Callable[[int], np.ndarray] | None = None
+    decode: Callable[[Sequence[int]], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
         def restore() -> TrainState:
             return _start(plan, update, mesh, steps)[1]
 
-        done, state = _train(plan, step, start, state, frozen, steps, restore, log, progress)
+        done, state = _train(plan, path, step, start, state, frozen, steps, restore, log, progress)
         progress.say(f"evaluating after {done} steps")
         params = optimizer.weights(state.params, state.opt_state)
         metrics = plan.evaluate(params)
@@ -137,6 +140,7 @@ def _start(plan: Plan, update: Update, mesh: Mesh, steps: Steps) -> tuple[int, T
 
 def _train(
     plan: Plan,
+    path: Path,
     step: "Compiled",
     start: int,
     state: TrainState,
@@ -160,7 +164,8 @@ def _train(
         bad = log.settle()
         if bad is None:
             return False
-        state = watch.answer(bad, state, train.on_divergence, restore, progress.warn, "")
+        box = blackbox.write(path, bad, state.params, plan, progress.warn)
+        state = watch.answer(bad, state, train.on_divergence, restore, progress.warn, box)
         done, log.skipped = int(state.step), int(state.recent.skipped)
         batches = plan.batches(done, end)
         if train.on_divergence == "rewind":
