@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from lsp import Exit, LspError
+from lsp import Exit, LspError, interrupt
 from lsp import recipe as recipes
 from lsp.data.masking import slots_for
 from lsp.model import cost, sharding
@@ -134,7 +134,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
             signals = Signals(said_by_each, said_by_each)
             lowered = step.lower(state, None, batch, jax.ShapeDtypeStruct((), jnp.int32), signals)
             try:
-                compiled = lowered.compile()
+                compiled = interrupt.apart(lowered.compile)
             except jax.errors.JaxRuntimeError as error:
                 memory, found = _too_large(str(error), state, batch), []
             else:
