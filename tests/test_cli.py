@@ -242,7 +242,7 @@ def test_a_bug_shows_its_traceback_only_when_asked(
     def broken(*paths: object, **options: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr(cli, "need", broken)
+    monkeypatch.setattr(cli.runs, "need", broken)
     code, said = fails(capsys, "inspect", ".")
     assert (code, "LSP_DEBUG=1" in said) == (Exit.BUG, True)
     monkeypatch.setenv("LSP_DEBUG", "1")

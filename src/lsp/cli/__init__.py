@@ -1,0 +1,65 @@
+"""The front door: parse, load the recipe, call one verb, print its result, and turn whatever goes wrong into a sentence
+and an exit code.
+
+Typer and the recipes are imported here, verbs inside the commands: `lsp --help` and every mistake in the command or the
+recipe answer before jax is loaded.
+"""
+
+import io
+import os
+import platform
+import sys
+import traceback
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+
+import typer
+
+from lsp import Exit, Stopped, console, interrupt
+from lsp.allocator import keep_freed_memory
+from lsp.arguments import spread
+from lsp.cli import corpus, labels, runs  # noqa: F401  they add their commands, in this order
+from lsp.cli.app import app, cache_folder
+from lsp.failures import explain
+
+__all__ = ["app", "main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code. Nothing but a bug under LSP_DEBUG shows a traceback."""
+    words = spread(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # texts are UTF-8 in every locale, and nothing is unprintable
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("jax") / processor()))
+    keep_freed_memory()
+    try:
+        with interrupt.listening():
+            return int(typer.main.get_command(app).main(words, prog_name="lsp", standalone_mode=False) or 0)
+    except SystemExit as leave:  # how Typer leaves when the reader of its help went away
+        return Exit.DONE if isinstance(leave.__context__, BrokenPipeError) else Exit.BUG
+    except BaseException as error:
+        if os.environ.get("LSP_DEBUG"):
+            traceback.print_exc()
+        failure = explain(error)
+        status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort) else "failed"
+        console.fail(failure, "--json" in words, command_in(words), status)
+        return int(failure.code)
+
+
+def processor() -> str:
+    """The kind of processor, as a name: compiled programs of another kind do not run here, and a home may be shared."""
+    kind = platform.machine()
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        kind += f"-{zlib.crc32(flags.encode()):08x}"
+    return kind
+
+
+def command_in(words: Sequence[str]) -> str:
+    """The command that was asked for, as in `compress quantize`; empty when none can be made out."""
+    names = [word for word in words if not word.startswith("-")]  # "verify resume" is one word by now
+    return " ".join(names[:2] if names[:1] in (["compress"], ["data"]) else names[:1])

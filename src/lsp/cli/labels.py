@@ -1,0 +1,273 @@
+"""An encoder to a classifier, smaller, measured and used."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lsp import Exit, LspError, console, recipe
+from lsp.arguments import (
+    BudgetOpt,
+    DevOpt,
+    FromOpt,
+    JsonOpt,
+    LabelColumnOpt,
+    OutOpt,
+    OverwriteOpt,
+    QuietOpt,
+    RecipeOpt,
+    SetOpt,
+    TextColumnOpt,
+    TokenizerOpt,
+    TrackerOpt,
+    TrainOpt,
+    apart,
+    need,
+    need_trackers,
+    parse_duration,
+)
+from lsp.cli.app import app, compress, report
+
+
+@app.command(short_help="An encoder and labelled examples to a classifier.")
+def finetune(
+    *,
+    begin: Annotated[
+        str,
+        typer.Option("--from", metavar="RUN|scratch", help="Encoder, or 'scratch' for random weights."),
+    ],
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    tokenizer: TokenizerOpt = None,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    tracker: TrackerOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp finetune --from runs/mini --train train.tsv --dev dev.tsv --out runs/sst2
+
+    Train a classifier on top of an encoder; one sentence or a pair. With
+    --from scratch it starts from random weights and needs --tokenizer.
+    """
+    plan = recipe.load(recipe.Finetune, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(tokenizer)
+    if begin != "scratch":
+        need(begin)
+        apart(out, Path(begin))
+    elif tokenizer is None:
+        raise LspError(
+            "--from scratch has no tokenizer.", hint="Add --tokenizer DIR: prepared data or any run has one."
+        )
+    seconds = parse_duration(budget)
+    need_trackers(tracker)
+    from lsp.commands import finetune as verb
+
+    progress = console.Progress(quiet)
+    made = verb.run(
+        begin,
+        train,
+        dev,
+        out,
+        plan,
+        columns,
+        tokenizer,
+        budget=seconds,
+        track=tracker,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return report(made, as_json)
+
+
+@compress.command(short_help="Int8 weights and activations: smaller and faster.")
+def quantize(
+    *,
+    begin: FromOpt,
+    out: OutOpt,
+    dev: Annotated[
+        Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
+    ] = None,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress quantize --from runs/sst2 --dev dev.tsv --out runs/sst2-int8
+
+    Int8 weights and activations: a quarter of the bytes, and faster where the
+    processor multiplies int8.
+    """
+    plan = recipe.load(recipe.Quantize, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    from lsp.commands import quantize as verb
+
+    return report(
+        verb.run(begin, out, plan, dev, columns, overwrite=overwrite, progress=console.Progress(quiet)), as_json
+    )
+
+
+@compress.command(short_help="Zeros in the encoder's matrices: smaller, not faster.")
+def prune(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    tracker: TrackerOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress prune --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --set prune.sparsity=0.5 --out runs/sst2-pruned
+
+    Set the smallest weights of the encoder to zero, little by little, training
+    on. Zeros are stored packed: smaller, not faster.
+    """
+    plan = recipe.load(recipe.Prune, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    seconds = parse_duration(budget)
+    need_trackers(tracker)
+    from lsp.commands import prune as verb
+
+    progress = console.Progress(quiet)
+    made = verb.run(
+        begin, out, plan, train, dev, columns, budget=seconds, track=tracker, overwrite=overwrite, progress=progress
+    )
+    return report(made, as_json)
+
+
+@compress.command(short_help="A smaller student that learns a classifier's answers.")
+def distill(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    tracker: TrackerOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress distill --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --recipe recipes/compress/distill.toml --out runs/sst2-small
+
+    Train a smaller student, described by the recipe's [model], to give the
+    answers of the run in --from.
+    """
+    plan = recipe.load(recipe.Distill, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    seconds = parse_duration(budget)
+    need_trackers(tracker)
+    from lsp.commands import distill as verb
+
+    progress = console.Progress(quiet)
+    made = verb.run(
+        begin, out, plan, train, dev, columns, budget=seconds, track=tracker, overwrite=overwrite, progress=progress
+    )
+    return report(made, as_json)
+
+
+@app.command(short_help="Metrics on labelled examples, and a gate for CI.")
+def evaluate(
+    *,
+    begin: FromOpt,
+    data: Annotated[
+        Path, typer.Option("--data", metavar="FILE", help="Labelled .tsv, .csv or .jsonl.", show_default=False)
+    ],
+    gates: Annotated[
+        list[str],
+        typer.Option(
+            "--min",
+            metavar="METRIC=VALUE",
+            help="Exit 1 when the metric is lower; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp evaluate --from runs/sst2 --data dev.tsv --min accuracy=0.9
+
+    Measure a classifier on labelled examples. Exits 1 when a --min is missed.
+    """
+    for gate in gates:
+        if not re.fullmatch(r"\w+=[-+]?\d*\.?\d+(e[-+]?\d+)?", gate):
+            raise LspError(f"--min {gate} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")
+    columns = (tuple(text_column), label_column)
+    need(data, code=Exit.DATA)
+    need(begin)
+    from lsp.commands import evaluate as verb
+
+    measured = verb.run(begin, data, columns, gates, progress=console.Progress(quiet))
+    report(measured, as_json)
+    return Exit.DONE if all(gate["passed"] for gate in measured["gates"]) else Exit.NO
+
+
+@app.command(short_help="Labels and probabilities, or guessed words, row by row.")
+def predict(
+    *,
+    begin: FromOpt,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
+    text_column: TextColumnOpt,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp predict --from runs/sst2 reviews.tsv > labels.tsv
+
+    Labels and probabilities on stdout, a row for each row read, in order. An
+    encoder without labels guesses the words behind [MASK].
+    """
+    if source == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise LspError("There is nothing to read.", hint="Name a file, or pipe one in: lsp predict --from RUN < FILE")
+    need(source, code=Exit.DATA)
+    need(begin)
+    from lsp.commands import predict as verb
+
+    try:
+        verb.run(begin, source, (tuple(text_column), ""), sys.stdout, as_json, progress=console.Progress(quiet))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        console.hang_up()
+    return Exit.DONE

@@ -1,0 +1,206 @@
+"""Commands that look: at a run, at what one would take, at this machine."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lsp import Exit, LspError, console, recipe
+from lsp.arguments import (
+    JsonOpt,
+    OutOpt,
+    OverwriteOpt,
+    QuietOpt,
+    RecipeOpt,
+    RunArg,
+    SetOpt,
+    TokenizerOpt,
+    need,
+    need_package,
+)
+from lsp.cli.app import app, cache_folder, need_text, report
+
+
+@app.command(short_help="What a run holds and what it was made from.")
+def inspect(*, run: RunArg, as_json: JsonOpt = False) -> int:
+    """\b
+    lsp inspect runs/sst2
+
+    Stage, model, size, labels, metrics, compression so far, and the hashes of
+    the runs it was made from.
+    """
+    need(run)
+    from lsp.commands import inspect as verb
+
+    return report(verb.run(run), as_json)
+
+
+@app.command(short_help="What a pretraining recipe takes, before any of it is spent.")
+def plan(
+    *,
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML for lsp pretrain.", show_default=False)],
+    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Devices that share the work.")] = 1,
+    accelerator: Annotated[
+        str,
+        typer.Option("--accelerator", metavar="NAME", help="As in h200 or v5e; this processor if left out."),
+    ] = "",
+    topology: Annotated[
+        str, typer.Option("--topology", metavar="KIND:SHAPE", help="A TPU slice, as in v5e:16x16; needs lsp[tpu].")
+    ] = "",
+    mfu: Annotated[
+        float, typer.Option("--mfu", metavar="SHARE", min=0.0, max=1.0, help="Share of the peak that is reached.")
+    ] = 0.0,
+    price: Annotated[float, typer.Option("--price", metavar="MONEY", min=0.0, help="Of a device for an hour.")] = 0.0,
+    tokens: Annotated[
+        float, typer.Option("--tokens", metavar="N", min=0.0, help="Train on so many, as in 1e12, not train.steps.")
+    ] = 0.0,
+    changes: SetOpt,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp plan recipes/pretrain/base.toml --devices 8 --accelerator h200 --price 3.5
+
+    Memory by kind, traffic between devices, time, cost and disk of a recipe, from
+    compiling its real training step, with nothing allocated: for devices imitated
+    on this one, or for the chips of a TPU slice with the TPU compiler, which needs
+    no TPU.
+    """
+    chosen = recipe.load(recipe.Pretrain, recipe_file, changes)
+    if topology and (accelerator or devices > 1):
+        raise LspError("--topology says kind and number of devices itself.", hint="Leave out the other two options.")
+    from lsp.commands import plan as verb
+
+    made = verb.run(
+        recipe_file, chosen, devices, accelerator, topology, mfu, price, tokens, progress=console.Progress(quiet)
+    )
+    return report(made, as_json)
+
+
+@app.command(short_help="Curves of one or several runs on one chart.")
+def plot(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs that train or trained.")],
+    metric: Annotated[
+        str, typer.Option("--metric", metavar="NAME", help="What to draw; held-out values come with it.")
+    ] = "loss",
+    axis: Annotated[Literal["step", "tokens", "seconds"], typer.Option("--x", help="What to draw it over.")] = "step",
+    log: Annotated[bool, typer.Option("--log", help="A logarithmic scale for the metric.")] = False,
+    smooth: Annotated[
+        int, typer.Option("--smooth", metavar="N", min=0, help="Lines to take the mean of; 1 is none, 0 chooses.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="A picture as well: .png, .svg or .pdf.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> int:
+    """\b
+    lsp plot runs/mini runs/base --out curves.png
+
+    Curves of a metric on one chart, here and as a picture. Lines are what was
+    logged in training, points what evaluations on held-out data found.
+    """
+    need(*runs)
+    if out is not None:
+        if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise LspError(f"--out {out} is no kind of picture.", hint="End its name in .png, .svg or .pdf.")
+        need(out.parent, code=Exit.USAGE)
+        need_package("matplotlib", "plots", f"--out {out}")
+        # matplotlib keeps a list of the fonts it found.
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
+    from lsp.commands import plot as verb
+
+    made, lines = verb.run(runs, metric, axis, log, smooth, out)
+    if as_json:
+        return report(made, as_json)
+    console.to_stdout("\n".join(lines))
+    return Exit.DONE
+
+
+@app.command(short_help="Is every byte of a run as it was written?")
+def verify(*, run: RunArg, as_json: JsonOpt = False) -> int:
+    """\b
+    lsp verify runs/sst2
+
+    Read every file of a run and compare it with the manifest. Exits 4 and names
+    the file when one differs.
+    """
+    need(run)
+    from lsp.commands import verify as verb
+
+    return report(verb.run(run), as_json)
+
+
+@app.command("verify resume", short_help="Does a killed run equal one that was left alone?")
+def verify_resume(
+    *,
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="PATH...", help="As for lsp pretrain; prepared data is quicker.")
+    ],
+    out: OutOpt,
+    tokenizer: TokenizerOpt = None,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=2, help="Length of the runs; each is saved.")] = 20,
+    kills: Annotated[int, typer.Option("--kills", metavar="N", min=1, help="How often to kill.")] = 3,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp verify resume --data data/corpus --recipe mini.toml --out proof
+
+    Pretrain twice on this machine, for a few steps: once left alone, once killed
+    at random moments, also in the middle of a save, and continued. Exits 0 when
+    every saved state and the finished model are equal bit by bit, else 1, naming
+    the first step and tensor that differ. Needs room for 2N saved states. (A run
+    that is called resume is verified as ./resume.)
+    """
+    plan = recipe.load(recipe.Pretrain, recipe_file, changes)
+    need_text(*data)
+    need(tokenizer)
+    if "-" in data:
+        raise LspError("--data - can be read only once, and two runs need it.", hint="Write it to a file first.")
+    from lsp.commands import verify_resume as verb
+
+    progress = console.Progress(quiet)
+    found = verb.run(data, out, plan, tokenizer, steps=steps, kills=kills, overwrite=overwrite, progress=progress)
+    report(found, as_json)
+    return Exit.DONE if found["equal"] else Exit.NO
+
+
+@app.command(short_help="A training step that went wrong, again, in fp32.")
+def replay(
+    *,
+    box: Annotated[Path, typer.Argument(metavar="BOX", help="RUN/blackbox/STEP.", show_default=False)],
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp replay runs/mini/blackbox/00001234
+
+    Do a refused step again, as it was and in fp32: loss, norms part by part, the
+    first part whose output or gradient is not finite, the texts with the largest
+    loss. A run that stumbles prints this line.
+    """
+    need(box)
+    from lsp.commands import replay as verb
+
+    return report(verb.run(box, progress=console.Progress(quiet)), as_json)
+
+
+@app.command(short_help="Is this machine set up?")
+def doctor(*, as_json: JsonOpt = False) -> int:
+    """\b
+    lsp doctor
+
+    Python, jax and its partner, devices, cores, memory, disk, the int8
+    instructions and the cache folder, each with a fix where one is needed.
+    Exits 5 when lsp cannot work here.
+    """
+    from lsp.commands import doctor as verb
+
+    found = verb.run()
+    report(found, as_json)
+    return Exit.MACHINE if found["status"] == "failed" else Exit.DONE
