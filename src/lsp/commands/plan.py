@@ -55,7 +55,7 @@ def run(
 
     def compiled(changed: recipes.Pretrain, what: str) -> "Step":
         progress.say(f"compiling the step for {len(places)} × {accelerator}{what}")
-        return forecast.compile_step(changed, places)
+        return forecast.compile_step(changed, places, here=known is None)
 
     step = compiled(recipe, "")
     chip = known or accelerators.measure(devices)
@@ -88,7 +88,7 @@ def run(
         "checkpoint_bytes": step.checkpoint,
         "disk_bytes": step.checkpoint * (recipe.train.keep + 1) + 4 * cost.parameters(forecast.model(recipe)),
         "compile_seconds": step.compile_seconds,
-        "memory": [{"kind": kind, "bytes": count} for kind, count in step.memory._asdict().items()],
+        "memory": [{"kind": kind, "bytes": count} for kind, count in step.memory._asdict().items() if count],
         "collectives": by_kind(step.collectives),
         "fixes": [],
     }

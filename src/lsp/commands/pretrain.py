@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from lsp import Exit, LspError, checkpoint, directory
@@ -77,7 +78,8 @@ def run(
             meter = MaskedLM(config)
             plan = Plan(
                 graphdef=graphdef(config),
-                params=dequantize(base.params) if base else initialise(config, train.seed),
+                # On the host: the plan holds on to them, and a device's memory is for what it trains.
+                params=dequantize(base.params) if base else jax.device_get(initialise(config, train.seed)),
                 objective=Objective(masked_lm),
                 batches=lambda start, stop: batches.growing(dataset, growth, start, stop),
                 evaluate=lambda params: meter.score(params, measured),

@@ -42,8 +42,8 @@ class Memory(NamedTuple):
     batch: int
     gradients: int
     activations: int  # and every other temporary
-    program: int  # compiled code; on a CPU, what the process grew by while compiling
-    start: int  # the weights that the run began with, whole on the first device, which it holds on to
+    program: int  # compiled code; of this machine's processor, what the process grew by while compiling
+    start: int  # the weights that a run began with and holds on to: on the host, which for a processor is the same
 
     @property
     def total(self) -> int:
@@ -114,8 +114,9 @@ def model(recipe: recipes.Pretrain) -> ModelConfig:
     return ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
 
 
-def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
-    """The step that `lsp pretrain` would run on these devices. Raises LspError (exit 2 or 5) when batch or mesh do not
+def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], *, here: bool = False) -> Step:
+    """The step that `lsp pretrain` would run on these devices; `here` when they are this machine's processor and not
+    stand-ins for others, so that what the process needs is theirs too. Raises LspError (exit 2 or 5) when batch or mesh do not
     fit them, and what XLA raises when memory does not suffice."""
     mesh = meshes.make(recipe.mesh, devices, recipe.replicas.count)
     meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh, recipe.replicas.count)
@@ -141,8 +142,10 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any]) -> Step:
                 stats = compiled.memory_analysis()
                 # What a step returns beside the state that it overwrites is a few numbers, if donation worked.
                 temporaries = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-                grown = resident() - before if devices[0].platform == "cpu" else 0
-                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes + max(0, grown))
+                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes)
+                if here:
+                    start = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state.params))
+                    memory = memory._replace(program=max(0, resident() - before), start=start)
                 found = collectives(compiled.as_text(), mesh.size)
         took = monotonic() - began
     checkpoint = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state))
@@ -194,9 +197,8 @@ def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
 def _memory(state: TrainState, batch: Any, temporaries: int, program: int) -> Memory:
     parameters = _bytes(state.params)
     gradients = min(parameters, temporaries)
-    start = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state.params))
     activations = temporaries - gradients
-    return Memory(parameters, _bytes(state.opt_state), _bytes(batch), gradients, activations, program, start)
+    return Memory(parameters, _bytes(state.opt_state), _bytes(batch), gradients, activations, program, 0)
 
 
 def _too_large(text: str, state: TrainState, batch: Any) -> Memory:
