@@ -32,6 +32,7 @@ WRITTEN = (
     "tokenizer",
     "rows",
     "parts",
+    "blackbox",
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
 WORK = ("manifest.json", "params", "tokenizer", "rows", "train")

@@ -13,6 +13,7 @@ from lsp import Exit, LspError, recipe
 from lsp.commands import finetune, pretrain, replay
 from lsp.console import Progress
 from lsp.data.shards import Rows
+from lsp.data.tokenizer import Tokenizer
 
 QUIET = Progress(quiet=True)
 PLAN = recipe.Pretrain(
@@ -55,13 +56,11 @@ def test_a_poisoned_learning_rate_is_replayed_exactly(corpus: Path, tmp_path: Pa
     assert set(facts["parameter_norms"]) == set(names)
     # The rows are those of the data, and the texts theirs with nothing hidden.
     rows = Rows.open(tmp_path / "run" / "train" / "data")
-    from lsp.data.tokenizer import Tokenizer
-
     words = Tokenizer.load(tmp_path / "run" / "train" / "data")
     assert [words.decode(row) for row in rows.take(np.array(facts["rows"])).tolist()] == facts["texts"]
 
 
-def test_a_damaged_or_missing_box_is_refused(corpus: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_missing_box_is_refused_and_overwriting_takes_it_away(corpus: Path, tmp_path: Path) -> None:
     diverged(corpus, tmp_path / "run")
     (place,) = (tmp_path / "run" / "blackbox").iterdir()
     with pytest.raises(LspError, match=r"no box\.json") as caught:
@@ -72,6 +71,9 @@ def test_a_damaged_or_missing_box_is_refused(corpus: Path, tmp_path: Path) -> No
     with pytest.raises(LspError, match="do not fit together") as caught:
         replay.run(place, QUIET)
     assert caught.value.code == Exit.ARTIFACT
+    calm = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, learning_rate=1e-3, steps=2))
+    pretrain.run([str(corpus)], tmp_path / "run", calm, None, None, [], overwrite=True, progress=QUIET)
+    assert not place.parent.exists()
 
 
 def test_a_classifier_is_replayed_with_the_worst_text_first(corpus: Path, tmp_path: Path) -> None:
