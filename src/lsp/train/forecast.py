@@ -116,10 +116,8 @@ def model(recipe: recipes.Pretrain) -> ModelConfig:
 
 def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], *, here: bool = False) -> Step:
     """The step that `lsp pretrain` would run on these devices; `here` when they are this machine's processor and not
-    stand-ins for others, so that what the process needs is theirs too.
-
-    Raises LspError (exit 2 or 5) when batch or mesh do not fit them, and what XLA raises when memory does not suffice.
-    """
+    stand-ins for others, so that what the process needs is theirs too. Raises LspError (exit 2 or 5) when batch or mesh
+    do not fit them, and what XLA raises when memory does not suffice."""
     mesh = meshes.make(recipe.mesh, devices, recipe.replicas.count)
     meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh, recipe.replicas.count)
     config, train = model(recipe), recipe.train
