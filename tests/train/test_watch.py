@@ -163,8 +163,7 @@ def test_a_skipped_step_leaves_all_but_the_counters(tmp_path: Path) -> None:
     assert (fitted.step, fitted.skipped, fitted.summary()["skipped_steps"]) == (12, 2, 2)
     assert [line.split(":")[0] for line in said.warnings] == ["step 6", "step 12"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row.get("skipped_steps") for row in rows] == [None, 1, 2]
-    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert [(row["step"], row.get("skipped_steps")) for row in rows if "loss" in row] == [(4, None), (8, 1), (12, 2)]
 
 
 def test_a_run_goes_back_and_on_behind_the_batch_even_when_killed_there(tmp_path: Path) -> None:
