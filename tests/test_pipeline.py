@@ -177,7 +177,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(road: Path, tmp_path: Path, m
 
 def test_a_budget_of_time_ends_the_run_with_the_rate_landed(road: Path, tmp_path: Path) -> None:
     out, endless = tmp_path / "out", dataclasses.replace(ENCODER, train=dataclasses.replace(ENCODER.train, steps=0))
-    made = pretrain.run([str(road / "text.txt")], out, endless, None, road / "encoder", [], budget=9.0, **AGAIN)
+    made = pretrain.run([str(road / "text.txt")], out, endless, None, road / "encoder", [], budget=20.0, **AGAIN)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert made["status"] == "complete" and made["step"] == rows[-1]["step"] > 10
     assert rows[-1]["dev_loss"] == made["metrics"]["loss"], "the last evaluation is a line too"
