@@ -100,7 +100,9 @@ def test_a_missing_tpu_compiler_is_named_with_the_line_that_installs_it() -> Non
 @pytest.mark.skipif(not HAS_LIBTPU, reason="the TPU compiler is not installed: pip install 'lsp[tpu]'")
 def test_a_step_compiles_for_eight_chips_with_no_array_moved_for_want_of_a_place() -> None:
     code, made, said = plan("--topology", "v5e:2x4", "--set", "mesh.fsdp=2", "--set", "mesh.tensor=2")
-    assert code == Exit.DONE and made["devices"] == 8 and made["mesh"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert (
+        code == Exit.DONE and made["devices"] == 8 and made["mesh"] == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 2}
+    )
     assert "warning" not in said
     kinds = {row["collective"] for row in made["collectives"]}
     assert kinds >= {"all-reduce", "all-gather"} and "all-to-all" not in kinds
