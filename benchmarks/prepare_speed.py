@@ -44,8 +44,8 @@ def measure(paths: list[str], vocab_size: int, sequence_length: int, kind: str) 
 
     def place() -> None:
         shelf = packing.Shelf(sequence_length)
-        for tokens, lengths in encoded:
-            packing.pack(tokens, lengths, shelf)
+        for chunk in encoded:
+            shelf.add(chunk)
 
     placing = best(place)
     with tempfile.TemporaryDirectory() as folder:

@@ -40,6 +40,7 @@ class Text:
     mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1; at the first step, if `mask_rate_end` is given")
     mask_rate_end: float = key(0.0, "share of the tokens to guess at the last step, reached in a straight line; 0 means `mask_rate` throughout")
     masking: Literal["token", "word", "span"] = key("token", "what is hidden together: single tokens, whole words, or spans of 1 to 10 words")
+    next_sentence: bool = key(False, "rows are pairs of texts, and the model tells also whether the second follows the first, as in BERT (`bert` only); a line of the text is a sentence")
     text_field: str = key("text", "field of a `.jsonl` line, or column of a table, that holds the text")
     deduplicate: bool = key(False, "leave out documents that came before, white space at their ends aside")
 
@@ -120,7 +121,7 @@ class Prepare:
     """Raw text to packed rows of tokens."""
 
     data: Text = Text()
-    seed: int = key(0, "decides which lines train the tokenizer")
+    seed: int = key(0, "decides which lines train the tokenizer, and the pairs of `data.next_sentence`")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -110,6 +110,28 @@ def test_the_command_prints_one_object_or_text(data: Path, capsys: pytest.Captur
     assert capsys.readouterr().out == peek.render(found) + "\n"
 
 
+@pytest.mark.usefixtures("plain")
+def test_a_pair_is_shown_as_two_texts(tmp_path: Path) -> None:
+    stories = ["\n".join(f"the {n} cats saw {line} dogs" for line in range(2 + n % 7)) for n in range(60)]
+    (tmp_path / "text.txt").write_text("\n\n".join(stories))
+    changes = ["data.vocab_size=300", "data.sequence_length=64", "data.tokenizer=bpe", "data.next_sentence=true"]
+    plan = recipe.load(recipe.Prepare, None, changes)
+    out = tmp_path / "data"
+    prepare.run([str(tmp_path / "text.txt")], out, plan, None, overwrite=False, progress=Progress(quiet=True))
+    found = peeked(out, rows=40)
+    lined = [re.sub(r"\s+", " ", story) for story in stories]
+    for row in found["rows"]:
+        assert row["pieces"][0] == "[CLS]"
+        first, second = (text.strip() for text in row["texts"])
+        together = any(first in story and second in story for story in lined)
+        assert together or not row["next"]
+    assert {row["next"] for row in found["rows"]} == {True, False}
+    for row, block in zip(found["rows"], peek.render(found).split("\n\n")[1:], strict=True):
+        heading, *lines = block.split("\n")
+        assert ("a text and the next" if row["next"] else "a text and a random one") in " ".join(heading.split())
+        assert sum(line.endswith("[SEP]") for line in lines) == 2, "each text ends a line of its own"
+
+
 def test_raw_text_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(LspError, match="is not prepared data") as raised:
         peeked(tmp_path)

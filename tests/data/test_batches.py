@@ -12,6 +12,7 @@ from lsp import Exit, LspError
 from lsp.data import batches, shards, tokenizer
 from lsp.data.batches import Examples, width_for
 from lsp.data.masking import drawing, slots_for
+from lsp.data.pairs import fitting
 from lsp.data.shards import Rows
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
@@ -190,7 +191,7 @@ def test_one_text_and_two_are_framed_and_typed(words: Tokenizer) -> None:
     ],
 )
 def test_of_a_pair_the_longer_text_is_cut(sizes: tuple[int, int], fitted: tuple[int, int]) -> None:
-    assert tuple(batches._fitting(list(sizes), 29)) == fitted
+    assert tuple(fitting(list(sizes), 29)) == fitted
 
 
 def test_examples_that_are_too_long_are_cut_and_counted(words: Tokenizer) -> None:

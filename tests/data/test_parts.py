@@ -88,19 +88,23 @@ def test_slices_are_even_and_hold_every_document_in_order(top: Path) -> None:
     assert all(SMALL * 2 / 3 <= size <= SMALL * 3 / 2 for size in plain)
 
 
-@pytest.mark.parametrize("order", ["forwards", "backwards"])
+@pytest.mark.parametrize("order", ["forwards", "backwards", "forwards in pairs"])
 def test_parts_made_one_after_another_are_the_bytes_of_one_process(top: Path, tmp_path: Path, order: str) -> None:
-    run(top, "calm", words=True)
+    paired = dataclasses.replace(PLAN, data=dataclasses.replace(PLAN.data, next_sentence=True))
+    calm, plan = ("calm in pairs", paired) if "pairs" in order else ("calm", PLAN)
+    run(top, calm, words=True, plan=plan)
     shares = [(1, 3), (2, 3), (3, 3)]
-    made = [run(top, order, words=True, part=part) for part in (shares if order == "forwards" else shares[::-1])]
-    whole = run(top, order, words=True)
-    assert stored(top / order) == stored(top / "calm")
+    shares = shares[::-1] if order == "backwards" else shares
+    made = [run(top, order, words=True, plan=plan, part=part) for part in shares]
+    whole = run(top, order, words=True, plan=plan)
+    assert stored(top / order) == stored(top / calm)
+    assert Rows.open(top / order).pairs == ("pairs" in order)
     assert sum(each["documents"] for each in made) == whole["documents"]
     assert sum(each["rows"] for each in made) == whole["rows"]
     assert {each["status"] for each in made} == {f"part {k} of 3 complete" for k in (1, 2, 3)}
     assert not (top / order / "parts").exists()
     assert directory.read(top / order)["stage"] == "prepare"
-    assert run(top, order, words=True, part=(1, 3))["status"] == "already complete"
+    assert run(top, order, words=True, plan=plan, part=(1, 3))["status"] == "already complete"
 
 
 def test_parts_made_at_the_same_time_are_the_bytes_of_one_process(top: Path) -> None:
@@ -284,9 +288,9 @@ def test_a_weighted_source_without_text_is_named(top: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("paths", [["b.txt"], ["c.jsonl"], ["e.txt.xz"], ["e.txt.xz", "b.txt"]])
-@pytest.mark.parametrize("length", [16, 128])
+@pytest.mark.parametrize(("length", "pairs"), [(16, False), (128, False), (64, True)])
 def test_the_size_is_foretold_within_a_tenth(
-    top: Path, tmp_path: Path, paths: list[str], length: int, monkeypatch: pytest.MonkeyPatch
+    top: Path, tmp_path: Path, paths: list[str], length: int, pairs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus, "PROBE", 1000)
     monkeypatch.setattr(packing, "OPEN_ROWS", 8)
@@ -295,9 +299,10 @@ def test_the_size_is_foretold_within_a_tenth(
     (tmp_path / "b.txt").write_text("\n\n".join(sentences(2000, 7)), "utf-8")
     (tmp_path / "c.jsonl").write_bytes((top / "corpus" / "c.jsonl").read_bytes())
     (tmp_path / "e.txt.xz").write_bytes(lzma.compress(noise.encode()))
-    plan = dataclasses.replace(PLAN, data=dataclasses.replace(PLAN.data, sequence_length=length))
-    found = [str(tmp_path / path) for path in paths]
-    rows, tokens = corpus.expected(corpus.slices(files.sources(found)), "text", Tokenizer.load(top / "words"), length)
+    data = dataclasses.replace(PLAN.data, sequence_length=length, next_sentence=pairs)
+    plan = dataclasses.replace(PLAN, data=data)
+    found, words = [str(tmp_path / path) for path in paths], Tokenizer.load(top / "words")
+    rows, tokens = corpus.expected(corpus.slices(files.sources(found)), "text", words, length, pairs)
     made = prepare.run(found, tmp_path / "out", plan, top / "words", False, Progress(quiet=True))
     assert rows == pytest.approx(made["rows"], rel=0.1)
     assert tokens == pytest.approx(made["useful_tokens"], rel=0.1)

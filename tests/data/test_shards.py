@@ -160,7 +160,7 @@ def test_any_changed_byte_of_a_header_and_any_cut_is_refused(packed: Rows, tmp_p
 def test_a_header_that_lies_allocates_nothing(packed: Rows, tmp_path: Path) -> None:
     file = tmp_path / "rows" / "00000.rows"
     file.parent.mkdir()
-    header = shards.HEADER.pack(shards.MAGIC, 1, 2, 2**50, 128, 300, 0, 0, 0, bytes(32), 0).ljust(124, b"\0")
+    header = shards.HEADER.pack(shards.MAGIC, 1, 2, 2**50, 128, 300, 0, 0, 0, bytes(32), 0, 0).ljust(124, b"\0")
     file.write_bytes(header + zlib.crc32(header).to_bytes(4, "little") + bytes(1000))
     with pytest.raises(LspError, match="promises"):
         Rows.open(tmp_path)

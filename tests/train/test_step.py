@@ -1,15 +1,18 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
-from lsp import recipe
-from lsp.model.config import ModelConfig
-from lsp.model.encoder import graphdef, initialise
+from lsp import LspError, recipe
+from lsp.model.config import Layer, ModelConfig
+from lsp.model.encoder import Model, graphdef, initialise
 from lsp.train import optimizer
 from lsp.train.metrics import classification, value
-from lsp.train.objectives import Objective, cross_entropy, masked_lm
+from lsp.train.objectives import Objective, cross_entropy, masked_lm, pretraining
 from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
 HALF = Signals(0.5)  # of the run is done
@@ -33,9 +36,19 @@ def start(config: ModelConfig, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.int32(0), params, tx.init(params))
 
 
+def pairs(rows: int = 8) -> dict[str, np.ndarray]:
+    """Rows of two texts, each alone in its row."""
+    made = batch(rows)
+    segments = np.ones((rows, 16), np.int32)
+    types = np.repeat([[0] * 9 + [1] * 7], rows, axis=0).astype(np.int32)
+    labels = np.arange(rows, dtype=np.int32) % 2
+    shares = np.full(rows, made["weights"].sum() / rows, np.float32)
+    return made | {"segments": segments, "types": types, "labels": labels, "pair_weights": shares}
+
+
 def run(config: ModelConfig, data: dict[str, np.ndarray], **options):
     tx = optimizer.make(TRAIN)
-    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx, **options), seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(pretraining(config)), tx, **options), seed=0)
     return step(start(config, tx), None, data, np.int32(0), HALF)
 
 
@@ -43,8 +56,12 @@ def moments(state: TrainState):
     return optax.tree.get(state.opt_state, "mu")
 
 
-def test_micro_batches_of_unequal_weight_make_the_same_step(config: ModelConfig):
-    (whole, metrics), (parts, others) = run(config, batch()), run(config, batch(), accumulate=4)
+@pytest.mark.parametrize("next_sentence", [False, True])
+def test_micro_batches_of_unequal_weight_make_the_same_step(config: ModelConfig, next_sentence: bool):
+    if next_sentence:
+        config = dataclasses.replace(config, preset="bert").paired(True)
+    data = pairs() if next_sentence else batch()
+    (whole, metrics), (parts, others) = run(config, data), run(config, data, accumulate=4)
     assert value(metrics["loss"]) == pytest.approx(value(others["loss"]), rel=1e-5)
     assert float(metrics["gradient_norm"]) == pytest.approx(float(others["gradient_norm"]), rel=1e-4)
     # The first moments are the gradients; Adam's first update is only their sign, which hides errors.
@@ -57,6 +74,36 @@ def test_a_smaller_batch_is_cut_into_fewer_micro_batches(config: ModelConfig):
     (whole, _), (parts, _) = run(config, half), run(config, half, accumulate=4, full=8)
     for a, b in zip(jax.tree.leaves(moments(whole)), jax.tree.leaves(moments(parts)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_of_pairs_is_the_mean_over_slots_plus_the_mean_over_rows():
+    config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),), max_length=32).paired(True)
+    params, data = initialise(config, 0), pairs()
+    params["classifier"]["kernel"] = 20 * params["classifier"]["kernel"]  # sure of its answers, right or wrong
+    for name in ("segments", "types", "slots", "targets", "weights", "labels", "pair_weights", "tokens"):
+        data[name] = np.concatenate([data[name], np.zeros_like(data[name][:2])])  # two rows fill the batch up
+    model: Model = nnx.merge(graphdef(config), params)
+    loss, metrics = pretraining(config)(model, None, data, None)
+    hidden = model.encode(data["tokens"], data["segments"], data["types"])
+    words = np.asarray(jax.nn.log_softmax(model.guess(hidden, data["slots"])))
+    x = np.tanh(np.asarray(hidden[:, 0]) @ np.asarray(params["pooler"]["kernel"]))
+    logits = x @ np.asarray(params["classifier"]["kernel"])  # biases start at 0
+    follows = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    word_losses = -np.take_along_axis(words, data["targets"][..., None], 2)[..., 0]
+    pair_losses = -follows[np.arange(8), data["labels"][:8]]
+    expected = (word_losses * data["weights"]).sum() / data["weights"].sum(), pair_losses.mean()
+    assert value(metrics["masked_lm_loss"]) == pytest.approx(expected[0], rel=1e-5)
+    assert value(metrics["next_sentence_loss"]) == pytest.approx(expected[1], rel=1e-4)
+    assert value(loss) == pytest.approx(sum(expected), rel=1e-5)
+    right = (follows[:8].argmax(1) == data["labels"][:8]).mean()
+    assert value(metrics["next_sentence_accuracy"]) == pytest.approx(right)
+
+
+def test_only_a_model_with_types_tells_pairs_apart():
+    with pytest.raises(LspError, match="`modern` has no embeddings"):
+        ModelConfig("modern", 300, 16, (Layer(2, 8, 24),), max_length=32).paired(True)
+    config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),), max_length=32)
+    assert config.paired(True).paired(False) == config
 
 
 def test_the_written_out_cross_entropy_is_the_derived_one():

@@ -10,9 +10,9 @@ import numpy as np
 
 from lsp import LspError, console
 from lsp import recipe as recipes
-from lsp.data import batches, shards
+from lsp.data import batches, pairs, shards
 from lsp.data.masking import FIRST_WORD, Rates, drawing
-from lsp.data.tokenizer import CLS, MASK, PAD, SPECIALS, Tokenizer
+from lsp.data.tokenizer import CLS, MASK, PAD, SEP, SPECIALS, Tokenizer
 from lsp.train.labelled import counted
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ MASKED, CHANGED, REPLACED, KEPT = "black on yellow", "white on red", "red", "bla
 def run(path: Path, recipe: recipes.Pretrain, count: int, step: int) -> dict[str, Any]:
     """The first `count` rows of batch `step`, and of those after it, as a run with this recipe and `--valid` has them.
 
-    A row's `pieces` are the tokens as they were, and `masks` say which are hidden and what is shown instead. Raises
-    LspError (exit 2) when `path` is not prepared data.
+    A row's `pieces` are the tokens as they were, and `masks` say which are hidden and what is shown instead; of a pair,
+    `next` says whether the second text follows the first. Raises LspError (exit 2) when `path` is not prepared data.
     """
     if not shards.prepared([str(path)]):
         raise LspError(f"{path} is not prepared data.", hint=f"Prepare it: lsp prepare {path} --out DATA")
@@ -64,10 +64,14 @@ def _rows(dataset: Any, numbers: Any, words: Tokenizer, first: int) -> Iterator[
             stood = seen.copy()
             stood[slots] = batch["targets"][index][used]
             pieces, shown = words.pieces(stood), words.pieces(seen[slots])
+            paired = "types" in batch
+            borders = np.diff(batch["types"][index], prepend=0) > 0 if paired else stood == CLS
+            texts = np.split(stood, np.flatnonzero(borders)[0 if paired else 1 :])
             yield {
                 "step": step,
                 "row": number,
-                "texts": [words.decode(text) for text in np.split(stood, np.flatnonzero(stood == CLS)[1:])],
+                "texts": [words.decode(text) for text in texts],
+                **({"next": bool(batch["labels"][index] == pairs.NEXT)} if paired else {}),
                 "padding_share": round(float((stood == PAD).mean()), 4),
                 "mask_share": round(len(slots) / max(1, int((stood >= FIRST_WORD).sum())), 4),
                 "masks": [
@@ -94,6 +98,8 @@ def render(found: dict[str, Any]) -> str:
             step = "" if row["step"] == found["step"] else f"step {row['step']:,} · "
             padding = f"{_percent(row['padding_share'])} padding" if row["padding_share"] else "no padding"
             texts = "1 text" if len(row["texts"]) == 1 else f"{len(row['texts'])} texts"
+            if "next" in row:
+                texts = "a text and the next" if row["next"] else "a text and a random one"
             out.print(
                 Text(f"\n{step}row {row['row']:,} · {texts} · {_percent(row['mask_share'])} hidden · {padding}", "bold")
             )
@@ -114,7 +120,7 @@ def _lines(row: dict[str, Any], colour: bool) -> Iterator["Text"]:
     from rich.text import Text
 
     shown = {mask["position"]: mask["shown"] for mask in row["masks"]}
-    line = Text()
+    line, ended = Text(), False
 
     def kind(place: tuple[int, str]) -> Any:
         position, piece = place
@@ -122,13 +128,13 @@ def _lines(row: dict[str, Any], colour: bool) -> Iterator["Text"]:
 
     for _, group in itertools.groupby(enumerate(row["pieces"]), kind):
         positions, pieces = zip(*group, strict=True)
-        if pieces[0] == SPECIALS[CLS] and line:
+        if line and (ended or pieces[0] in (SPECIALS[CLS], SPECIALS[PAD])):
             yield line
             line = Text()
+        ended = pieces[0] == SPECIALS[SEP]
         if positions[0] in shown:
             line.append(_hidden(pieces[0], shown[positions[0]], colour))
         elif pieces[0] == SPECIALS[PAD]:
-            yield line
             line = Text(f"[PAD] × {len(pieces)}", PADDING)
         elif pieces[0] in SPECIALS:
             line.append(("" if pieces[0] == SPECIALS[CLS] else " ") + pieces[0], BORDER)

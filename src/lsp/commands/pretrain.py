@@ -1,5 +1,6 @@
-"""`lsp pretrain`: masked language modelling on raw or prepared text."""
+"""`lsp pretrain`: masked language modelling on raw or prepared text, with next-sentence prediction if asked for."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,10 @@ from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef, initialise
 from lsp.train import processes, trackers
 from lsp.train.clock import Clock
-from lsp.train.evaluate import MaskedLM
+from lsp.train.evaluate import Pretraining
 from lsp.train.labelled import counted
 from lsp.train.loop import Plan, fit
-from lsp.train.objectives import Objective, masked_lm
+from lsp.train.objectives import Objective, pretraining
 
 # Rows kept back to measure on when --valid is not given: one in a hundred, at most this many.
 HELD_OUT = 1024
@@ -57,10 +58,16 @@ def run(
             if held.complete:
                 return held.result() if processes.first() else {}
             base = checkpoint.open(start).expect("words") if start else None
+            config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
+            config = config.paired(recipe.data.next_sentence)
             rows = _rows(readable, held.path, recipe, start or tokenizer, progress)
             words = Tokenizer.load(rows.path)
-            config = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
             _refuse_misfit(rows, words, config, base)
+            config = config if base else dataclasses.replace(config, vocab_size=words.size)
+            # On the host: the plan holds on to them, and a device's memory is for what it trains.
+            params = jax.device_get(initialise(config, recipe.train.seed))
+            if base:
+                params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if budget else counted(recipe.train, len(train_rows))
             first = train.batch_start or train.batch_size
@@ -75,12 +82,11 @@ def run(
                 draw=drawing(recipe.data.masking, words),
             )
             numbers = batches.row_numbers(train_rows, batch_size=train.batch_size, seed=train.seed)
-            meter = MaskedLM(config)
+            meter = Pretraining(config)
             plan = Plan(
                 graphdef=graphdef(config),
-                # On the host: the plan holds on to them, and a device's memory is for what it trains.
-                params=dequantize(base.params) if base else jax.device_get(initialise(config, train.seed)),
-                objective=Objective(masked_lm),
+                params=params,
+                objective=Objective(pretraining(config)),
                 batches=lambda start, stop: batches.growing(dataset, growth, start, stop),
                 evaluate=lambda params: meter.score(params, measured),
                 train=train,
@@ -119,7 +125,7 @@ def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | No
 def _refuse_misfit(
     rows: shards.Rows, words: Tokenizer, config: ModelConfig, base: checkpoint.Checkpoint | None
 ) -> None:
-    """Raises LspError when the rows were made for another model (exit 4) or are too long for it (exit 2)."""
+    """Raises LspError when the rows were made for another model (exit 4) or are not what it reads (exit 2)."""
     if base is not None and base.tokenizer.hash != words.hash:
         raise LspError(
             f"{rows.path} was prepared with another tokenizer ({words.hash[:8]}) than {base.path} uses "
@@ -132,6 +138,13 @@ def _refuse_misfit(
             f"Rows are {rows.sequence_length} tokens long, and the model reads {config.max_length} at most.",
             hint=f"Use --set model.max_length={rows.sequence_length} or shorter rows.",
         )
+    if rows.pairs != bool(config.classes):
+        kinds = ["packed rows", "pairs of texts"]
+        raise LspError(
+            f"{rows.path} holds {kinds[rows.pairs]}, and data.next_sentence = {str(not rows.pairs).lower()} reads "
+            f"{kinds[not rows.pairs]}.",
+            hint=f"Use --set data.next_sentence={str(rows.pairs).lower()}, or prepare the text again.",
+        )
 
 
 def _split(
@@ -141,6 +154,8 @@ def _split(
     size = recipe.train.batch_size
     kept = min(HELD_OUT, len(rows) // 100)
     train_rows = shards.Subset(rows, rows.epoch()) if rows.sources else rows
+    if rows.pairs and not valid:
+        progress.warn("random texts of pairs come from everywhere: --valid PATH measures on text that was not read")
     if valid:
         place = out / "train" / "valid"
         prepare = partial(parts.prepare, valid, place, recipe.data, rows.path, recipe.train.seed, progress)

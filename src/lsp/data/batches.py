@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lsp import LspError
+from lsp.data import pairs
 from lsp.data.masking import Draw, Rates, mask, single_tokens, slots_for, slots_seen
 from lsp.data.shards import Rows, Subset, segments
 from lsp.data.tasks import Table
@@ -49,6 +50,8 @@ def pretraining(
 
     A batch holds tokens and segments int32 [B, T], slots and targets int32 [B, K], weights float32 [B, K] and the
     int32 scalar overflow (positions drawn beyond the slots). Every row comes once an epoch, in a new order each time.
+    Rows that are pairs bring types int32 [B, T], labels int32 [B] (1: the second text is a random one), and
+    pair_weights float32 [B], which add up to what the weights of the masked positions do.
 
     The mask rate goes from `mask_rate` to `mask_rate_end` (0 means that it stays) as `Rates` says, and K with it, in
     steps. Raises LspError (exit 2) when the rate should change and the number of steps is not known.
@@ -111,8 +114,9 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     """One after another, narrower ones (of fewer slots) filled up with zeros; numbers are added."""
     if not arrays[0].ndim:
         return np.sum(arrays, dtype=arrays[0].dtype)
-    width = max(array.shape[1] for array in arrays)
-    return np.concatenate([np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays])
+    width = max(array.shape[-1] for array in arrays)
+    grown = [np.pad(each, ((0, 0), (0, width - each.shape[1]))) if each.ndim == 2 else each for each in arrays]
+    return np.concatenate(grown)
 
 
 def row_numbers(rows: Rows | Subset, *, batch_size: int, seed: int) -> "MapDataset":
@@ -148,7 +152,8 @@ class FixedBatches:
         batch = _masked(self.rows, chosen, 0, EVALUATION_SEED, self.mask_rate, self.slots)
         missing = self.batch_size - len(chosen)
         return {
-            name: np.pad(array, [(0, missing), (0, 0)]) if array.ndim == 2 else array for name, array in batch.items()
+            name: np.pad(array, [(0, missing), (0, 0)][: array.ndim]) if array.ndim else array
+            for name, array in batch.items()
         }
 
 
@@ -167,7 +172,7 @@ class Examples:
         self.tokens: list[np.ndarray] = []
         seconds: list[int] = []
         for texts in zip(*encoded, strict=True):
-            sizes = _fitting([len(each) for each in texts], room)
+            sizes = pairs.fitting([len(each) for each in texts], room)
             self.cut += sum(sizes) < sum(map(len, texts))
             ended = [piece for each, n in zip(texts, sizes, strict=True) for piece in (each[:n], [SEP])]
             self.tokens.append(np.concatenate([[CLS], *ended]).astype(np.int32))
@@ -258,10 +263,12 @@ def _masked(
     draw: Draw = single_tokens,
 ) -> Batch:
     tokens = rows.take(chosen)
+    if rows.pairs:
+        tokens, types, labels = pairs.parted(tokens)
     masked = mask(
         tokens, chosen, epoch=epochs, seed=seed, rate=rate, slots=slots, vocab_size=rows.vocab_size, draw=draw
     )
-    return {
+    batch = {
         "tokens": masked.tokens,
         "segments": segments(tokens),
         "slots": masked.slots,
@@ -269,12 +276,7 @@ def _masked(
         "weights": masked.weights,
         "overflow": np.array(masked.overflow, np.int32),
     }
-
-
-def _fitting(sizes: list[int], room: int) -> list[int]:
-    """Sizes that fit into `room` together, the longer of two cut first."""
-    if sum(sizes) <= room or len(sizes) == 1:
-        return [min(sizes[0], room), *sizes[1:]]
-    half = room // 2
-    first = min(sizes[0], max(room - half, room - sizes[1]))
-    return [first, min(sizes[1], room - first)]
+    if rows.pairs:
+        share = masked.weights.sum() / len(tokens)
+        batch |= {"types": types, "labels": labels, "pair_weights": np.full(len(tokens), share, np.float32)}
+    return batch

@@ -13,6 +13,7 @@ import numpy as np
 
 from lsp.data import files, packing, text
 from lsp.data.files import Source
+from lsp.data.pairs import Pairs
 from lsp.data.text import Stretch
 from lsp.data.tokenizer import Tokenizer
 
@@ -48,8 +49,10 @@ def read(work: Slice, field: str, heard: Callable[[int], object] | None = None) 
     return text.documents([_exact(stretch) for stretch in work.stretches], field, heard)
 
 
-def expected(corpus: Sequence[Slice], field: str, words: Tokenizer, sequence_length: int) -> tuple[int, int]:
-    """About how many rows, and tokens in them that are not padding, `corpus` will become.
+def expected(
+    corpus: Sequence[Slice], field: str, words: Tokenizer, sequence_length: int, next_sentence: bool = False
+) -> tuple[int, int]:
+    """About how many rows, and tokens in them that are not padding, `corpus` will become, packed or as pairs.
 
     Plain text is looked at in 16 places; of compressed files and tables, up to 16 are read from the beginning on, 16 M
     characters in all. What is encoded is a million of each.
@@ -60,18 +63,25 @@ def expected(corpus: Sequence[Slice], field: str, words: Tokenizer, sequence_len
     for index, stretch in enumerate(stretches):
         plain = stretch.end is not None
         groups.setdefault("plain" if plain else stretch.path.rpartition(".")[2], []).append(index)
-    shelf, tokens, full = packing.Shelf(sequence_length), 0.0, [np.zeros((0, sequence_length), np.int32)]
+    shelf = Pairs(sequence_length, "a guess") if next_sentence else packing.Shelf(sequence_length)
+    tokens, full = 0.0, [np.zeros((0, sequence_length), np.int32)]
     for name, members in groups.items():
         stored = [lengths[index] for index in members]
         pick = _windows if name == "plain" else _heads
         held, seen = pick([stretches[index] for index in members], stored, field)
-        ids, sizes = packing.encode(held, words)
-        full.append(packing.pack(ids, sizes, shelf))
-        tokens += packing.frame(ids, sizes, sequence_length)[1].sum() * sum(stored) / max(seen, 1)
+        encoded = packing.encode(held, words)
+        made = shelf.add(encoded)
+        if isinstance(shelf, Pairs):
+            made = np.concatenate([made, shelf.rest()])
+            useful = np.count_nonzero(made)
+        else:
+            useful = packing.frame(encoded.tokens, encoded.lengths(), sequence_length)[1].sum()
+        full.append(made)
+        tokens += useful * sum(stored) / max(seen, 1)
     rows = np.concatenate(full)
     rows = rows if len(rows) > packing.OPEN_ROWS else np.concatenate([rows, shelf.rest()])
-    useful = np.count_nonzero(rows) / rows.size if rows.size else 1.0
-    return round(tokens / useful / sequence_length), round(tokens)
+    share = np.count_nonzero(rows) / rows.size if rows.size else 1.0
+    return round(tokens / share / sequence_length), round(tokens)
 
 
 def _slices(source: int, sized: Sequence[tuple[str, int]], aim: int) -> Iterator[Slice]:

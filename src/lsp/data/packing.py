@@ -10,16 +10,33 @@ Suffixes: T tokens of a row, N rows.
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
 
+if TYPE_CHECKING:
+    from lsp.data.pairs import Pairs
+
 CHUNK = 4 << 20  # characters encoded at once: enough to keep all cores busy, little to hold
 LONGEST_TEXT = 64 << 10  # characters given to one core at once; longer lines are cut there
 OPEN_ROWS = 2048  # rows that still wait for a piece that fits
 SMALLEST = 3  # tokens of the smallest piece: [CLS], one token, [SEP]
+
+
+class Encoded(NamedTuple):
+    """Documents as tokens, one after another."""
+
+    tokens: np.ndarray  # int32
+    lines: np.ndarray  # int64, tokens of each line
+    documents: np.ndarray  # int64, lines of each document
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64."""
+        lengths = np.zeros(len(self.documents), np.int64)
+        np.add.at(lengths, np.repeat(np.arange(len(lengths)), self.documents), self.lines)
+        return lengths
 
 
 class Packed(NamedTuple):
@@ -31,33 +48,23 @@ class Packed(NamedTuple):
     bytes_in: int  # of UTF-8
 
 
-def rows(chunks: Iterable[list[str]], tokenizer: Tokenizer, sequence_length: int) -> Iterator[Packed]:
-    """All documents of `chunks` as rows; an empty one stands for a duplicate and is only counted.
+def rows(chunks: Iterable[list[str]], tokenizer: Tokenizer, shelf: "Shelf | Pairs") -> Iterator[Packed]:
+    """All documents of `chunks` as the rows of `shelf`; an empty one stands for a duplicate and is only counted.
 
-    A document longer than a row is cut into pieces, the last of which shares its row. While a chunk is encoded the next
-    one is read and the one before it is placed.
+    While a chunk is encoded the next one is read and the one before it is placed.
     """
-    shelf = Shelf(sequence_length)
-    before: tuple[list[str], Future[tuple[np.ndarray, np.ndarray]]] | None = None
+    before: tuple[list[str], Future[Encoded]] | None = None
     with ThreadPoolExecutor(1) as encoder:
         for chunk in itertools.chain(chunks, [None]):
             now = (chunk, encoder.submit(encode, chunk, tokenizer)) if chunk else None
             if before:
                 documents, encoded = before
-                ready = pack(*encoded.result(), shelf)
+                ready = shelf.add(encoded.result())
                 duplicates = documents.count("")
                 bytes_in = sum(len(document.encode()) for document in documents)
                 yield Packed(ready, len(documents) - duplicates, duplicates, bytes_in)
             before = now
     yield Packed(shelf.rest(), 0, 0, 0)
-
-
-def pack(tokens: np.ndarray, lengths: np.ndarray, shelf: "Shelf") -> np.ndarray:
-    """The rows [N, T] that become full with these documents (as in `frame`); what is left waits on the shelf."""
-    pieces, sizes = frame(tokens, lengths, shelf.length)
-    full = sizes == shelf.length
-    whole = np.repeat(full, sizes)
-    return np.concatenate([pieces[whole].reshape(-1, shelf.length), shelf.place(pieces[~whole], sizes[~full])])
 
 
 def frame(tokens: np.ndarray, lengths: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +88,10 @@ def frame(tokens: np.ndarray, lengths: np.ndarray, sequence_length: int) -> tupl
 
 
 class Shelf:
-    """The rows that are not yet full. A piece goes into the fullest row that still has room for it (best fit)."""
+    """The rows that are not yet full. A piece goes into the fullest row that still has room for it (best fit).
+
+    A document longer than a row is cut into pieces, the last of which shares its row.
+    """
 
     def __init__(self, sequence_length: int) -> None:
         self.length = sequence_length
@@ -89,6 +99,13 @@ class Shelf:
         self.empty = list(range(OPEN_ROWS))
         self.waiting: list[list[int]] = [[] for _ in range(sequence_length + 1)]  # rows by the room they have left
         self.rooms = 0  # bit r is set when a row with room r waits, so the best fit is found in one step
+
+    def add(self, encoded: Encoded) -> np.ndarray:
+        """The rows [N, T] that become full with these documents; what is left waits."""
+        pieces, sizes = frame(encoded.tokens, encoded.lengths(), self.length)
+        full = sizes == self.length
+        whole = np.repeat(full, sizes)
+        return np.concatenate([pieces[whole].reshape(-1, self.length), self.place(pieces[~whole], sizes[~full])])
 
     def place(self, pieces: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         """Finds room for pieces under T tokens, lying one after another. Returns the rows that became full [N, T]."""
@@ -159,19 +176,17 @@ def shares(documents: Iterable[str], size: int) -> Iterator[tuple[int, Iterator[
         yield number, (chunk for _, chunk in group)
 
 
-def encode(documents: list[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens (int32) of the documents one after another, and how many each has.
+def encode(documents: list[str], tokenizer: Tokenizer) -> Encoded:
+    """The documents as tokens.
 
     A line is encoded by itself, and very long lines in parts, so that the cores have even shares; a newline is a space
     to the tokenizer, hence nothing is lost.
     """
     parts = [[*_lines(document)] for document in documents]
     encoded = tokenizer.encode_arrays([part for each in parts for part in each])
-    owner = np.repeat(np.arange(len(parts)), [len(each) for each in parts])
-    sizes = np.fromiter(map(len, encoded), np.int64, len(encoded))
-    lengths = np.zeros(len(parts), np.int64)
-    np.add.at(lengths, owner, sizes)
-    return np.concatenate(encoded) if encoded else np.zeros(0, np.int32), lengths
+    lines = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    counts = np.fromiter(map(len, parts), np.int64, len(parts))
+    return Encoded(np.concatenate(encoded) if encoded else np.zeros(0, np.int32), lines, counts)
 
 
 def _lines(document: str) -> Iterator[str]:

@@ -59,7 +59,8 @@ def prepare(
         before = 0
         for number in range(first, last):
             heard = partial(_heard, task, before)
-            if not _make(slices[number], place / _name(number), data, words, again and again[number], heard):
+            made = _make(slices[number], place / _name(number), data, words, seed, again and again[number], heard)
+            if not made:
                 busy.append(number)
             before += slices[number].stored
     if busy:
@@ -70,6 +71,8 @@ def prepare(
         )
     if part is not None:
         return sum((_counts(place / _name(number)) for number in range(first, last)), Counts())
+    if data.next_sentence:
+        _refuse_one(sum((_counts(place / _name(number)) for number in range(len(slices))), Counts()))
     _join(slices, given, place, path)
     return Rows.open(path).counts
 
@@ -112,7 +115,7 @@ def _foretell(
     mine: Sequence[Slice], path: Path, there: int, data: recipe.Text, words: Tokenizer, progress: Any
 ) -> None:
     """Says how much disk the rows will take; refuses (exit 5) when there is less for those beyond `there` tokens."""
-    rows, tokens = corpus.expected(mine, data.text_field, words, data.sequence_length)
+    rows, tokens = corpus.expected(mine, data.text_field, words, data.sequence_length, data.next_sentence)
     width = 2 if words.size <= 1 << 16 else 4
     needed = rows * data.sequence_length * width
     free = shutil.disk_usage(path).free
@@ -149,7 +152,13 @@ def _repeats(
 
 
 def _make(
-    work: Slice, folder: Path, data: recipe.Text, words: Tokenizer, again: Any, heard: Callable[[int], object]
+    work: Slice,
+    folder: Path,
+    data: recipe.Text,
+    words: Tokenizer,
+    seed: int,
+    again: Any,
+    heard: Callable[[int], object],
 ) -> bool:
     """Makes `folder/rows` unless it is there; False when another process is about it."""
     if (folder / "rows").is_dir():
@@ -160,7 +169,8 @@ def _make(
             if not (folder / "rows").is_dir():
                 documents = corpus.read(work, data.text_field, heard)
                 documents = documents if again is None else duplicates.left_out(documents, again)
-                shards.pack(documents, words, folder, data.sequence_length, max(corpus.SMALLEST, work.stored))
+                pairs = f"{seed} {folder.name}" if data.next_sentence else None
+                shards.pack(documents, words, folder, data.sequence_length, max(corpus.SMALLEST, work.stored), pairs)
     except LspError as error:
         if error.code == Exit.STOPPED:
             return False
@@ -170,6 +180,16 @@ def _make(
             raise
         # Another process has made the rest meanwhile, and joined it.
     return True
+
+
+def _refuse_one(counts: Counts) -> None:
+    """Raises LspError (exit 3) when random texts for next-sentence prediction have no other document to come from."""
+    if counts.documents == 1:
+        raise LspError(
+            "The text is a single document, and next-sentence prediction takes half of its texts from other ones.",
+            hint="Put an empty line between documents, or leave out data.next_sentence.",
+            code=Exit.DATA,
+        )
 
 
 def _counts(folder: Path) -> Counts:

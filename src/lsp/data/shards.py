@@ -1,6 +1,6 @@
 """Rows of tokens on disk: packed once, then memory-mapped, so that any row is one look-up away.
 
-    documents ──packing──▶ rows of T tokens ──▶ DIRECTORY/rows/00000.rows, … ──▶ Rows: rows[i]
+    documents ──packing, or pairs──▶ rows of T tokens ──▶ DIRECTORY/rows/00000.rows, … ──▶ Rows: rows[i]
 
 A shard is a header of 128 bytes and then its rows, `uint16` while the ids fit, else `uint32`, all little-endian. Shards
 are written in `rows.tmp`, each header last; it becomes `rows` when every shard in it is whole and synced. A killed
@@ -23,13 +23,14 @@ import numpy as np
 
 from lsp import Exit, LspError, manifest
 from lsp.data import files, packing
+from lsp.data.pairs import Pairs
 from lsp.data.tokenizer import CLS, PAD, Tokenizer
 
 MAGIC = b"LSPROWS\n"
-VERSION = 1
+VERSION = 2  # written as 1 where the rows are no pairs, which 1 did not know
 # Magic, version, bytes a token, rows, T, vocabulary, useful tokens, documents, bytes of text, tokenizer's SHA-256,
-# duplicates that were left out.
-HEADER = struct.Struct("<8sIIQIIQQQ32sQ")
+# duplicates that were left out, and 1 where each row is a pair of texts (`pairs`).
+HEADER = struct.Struct("<8sIIQIIQQQ32sQI")
 HEADER_BYTES = 128  # the header, zeros, and the CRC-32 of both in the last four bytes
 SHARD = 512 << 20  # characters of text that end a shard
 OPEN = 512  # shards mapped at a time: a process may have 1,024 files open
@@ -81,8 +82,16 @@ def prepared(arguments: Sequence[str]) -> str:
     return manifest.identity(sealed_as)
 
 
-def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_length: int, size: int = SHARD) -> Counts:
+def pack(
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    path: Path,
+    sequence_length: int,
+    size: int = SHARD,
+    pairs: str | None = None,
+) -> Counts:
     """Writes `path/rows`: documents as `[CLS] text [SEP]`, long ones in several pieces, padding only where none fits.
+    With `pairs`, the seed of what is drawn, each row is a pair of texts for next-sentence prediction instead.
 
     A shard ends after `size` characters. Shards that an earlier call with the same arguments finished before it was
     killed are kept. An empty document stands for a duplicate. Without any text there are no rows, only the folder.
@@ -93,7 +102,8 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer, path: Path, sequence_le
     for number, chunks in packing.shares(documents, size):
         file = temporary / name(number)
         if not _is_whole(file):
-            _write(file, packing.rows(chunks, tokenizer, sequence_length), tokenizer, sequence_length)
+            shelf = packing.Shelf(sequence_length) if pairs is None else Pairs(sequence_length, f"{pairs} {number}")
+            _write(file, packing.rows(chunks, tokenizer, shelf), tokenizer, shelf)
         counts += Shard(file).counts
     manifest.sync(temporary)
     os.rename(temporary, path / "rows")
@@ -130,15 +140,17 @@ class Rows:
     """The packed rows of a directory, memory-mapped: `rows[i]` is [T], `rows.take(indices)` [N, T], both int32.
 
     `sources` says of each weighted source its name, its weight and how many of the rows are its own, in their order.
+    Where `pairs` is true each row is a pair of texts, to be read with `pairs.parted`.
     """
 
     def __init__(self, path: Path, shards: list["Shard"], sources: list[dict[str, Any]]) -> None:
         head = shards[0]
         self.path, self.sources = path, sources
-        self.sequence_length, self.vocab_size, self.tokenizer_hash = (
+        self.sequence_length, self.vocab_size, self.tokenizer_hash, self.pairs = (
             head.sequence_length,
             head.vocab_size,
             head.tokenizer,
+            head.pairs,
         )
         self.counts = sum((shard.counts for shard in shards), Counts())
         self._ends = np.cumsum([shard.counts.rows for shard in shards])
@@ -157,7 +169,7 @@ class Rows:
             if file.name != name(index):
                 raise _damaged(file, f"the shard before it, {name(index)}, is missing")
             if shard.kind != shards[0].kind:
-                raise _damaged(file, f"it has another row length or tokenizer than {found[0].name}")
+                raise _damaged(file, f"it has another kind of rows or tokenizer than {found[0].name}")
         return cls(path, shards, _sources(path / "rows" / MIXTURE, sum(shard.counts.rows for shard in shards)))
 
     @property
@@ -207,10 +219,11 @@ class Subset:
 
     def __init__(self, rows: Rows, indices: np.ndarray) -> None:
         self.rows, self.indices = rows, indices
-        self.sequence_length, self.vocab_size, self.tokenizer_hash = (
+        self.sequence_length, self.vocab_size, self.tokenizer_hash, self.pairs = (
             rows.sequence_length,
             rows.vocab_size,
             rows.tokenizer_hash,
+            rows.pairs,
         )
 
     def __len__(self) -> int:
@@ -236,7 +249,7 @@ class Shard:
             head = stream.read(HEADER_BYTES)
         if len(head) < HEADER_BYTES or not head.startswith(MAGIC):
             raise _damaged(file, "it does not begin as a shard of rows does")
-        _, version, itemsize, rows, length, vocabulary, useful, documents, bytes_in, tokenizer, duplicates = (
+        _, version, itemsize, rows, length, vocabulary, useful, documents, bytes_in, tokenizer, duplicates, pairs = (
             HEADER.unpack_from(head)
         )
         if version > VERSION:
@@ -249,8 +262,9 @@ class Shard:
         if file.stat().st_size != expected:
             raise _damaged(file, f"it has {file.stat().st_size} bytes and its header promises {expected}")
         self.file, self.itemsize = file, itemsize
-        self.kind = (itemsize, length, vocabulary, tokenizer)
+        self.kind = (itemsize, length, vocabulary, tokenizer, pairs)
         self.sequence_length, self.vocab_size, self.tokenizer = length, vocabulary, tokenizer.hex()
+        self.pairs = bool(pairs)
         self.counts = Counts(rows, rows * length, useful, documents, bytes_in, duplicates)
 
     def tokens(self) -> np.ndarray:
@@ -259,8 +273,9 @@ class Shard:
         return np.memmap(self.file, f"<u{self.itemsize}", "r", HEADER_BYTES, shape)
 
 
-def _write(file: Path, packed: Iterable[packing.Packed], tokenizer: Tokenizer, sequence_length: int) -> None:
-    """One shard, its header last, when its rows are on the disk."""
+def _write(file: Path, packed: Iterable[packing.Packed], tokenizer: Tokenizer, shelf: packing.Shelf | Pairs) -> None:
+    """One shard of what `shelf` makes, its header last, when its rows are on the disk."""
+    pairs = isinstance(shelf, Pairs)
     dtype = np.dtype("<u2" if tokenizer.size <= 1 << 16 else "<u4")
     here = Counts()
     with open(file, "wb") as stream:
@@ -271,8 +286,8 @@ def _write(file: Path, packed: Iterable[packing.Packed], tokenizer: Tokenizer, s
         stream.flush()
         os.fsync(stream.fileno())
         header = HEADER.pack(
-            *(MAGIC, VERSION, dtype.itemsize, here.rows, sequence_length, tokenizer.size, here.useful_tokens),
-            *(here.documents, here.bytes_in, bytes.fromhex(tokenizer.hash), here.duplicates),
+            *(MAGIC, VERSION if pairs else 1, dtype.itemsize, here.rows, shelf.length, tokenizer.size),
+            *(here.useful_tokens, here.documents, here.bytes_in, bytes.fromhex(tokenizer.hash), here.duplicates, pairs),
         ).ljust(HEADER_BYTES - 4, b"\0")
         stream.seek(0)
         stream.write(header + struct.pack("<I", zlib.crc32(header)))

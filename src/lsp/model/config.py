@@ -23,7 +23,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """`head` is `words` (masked LM) or `classes` (a classifier over `classes` labels, reading `pooling`)."""
+    """`head` is `words` (masked LM) or `classes` (a classifier over `classes` labels, reading `pooling`).
+
+    `words` with two classes is BERT's pair of heads: words, and whether the second of two texts is a random one.
+    """
 
     preset: Preset
     vocab_size: int
@@ -51,6 +54,16 @@ class ModelConfig:
         layer = Layer(model.heads, head_size, model.feedforward or inner)
         layers = (layer,) * model.layers
         return cls(model.preset, vocab_size, model.width, layers, model.max_length, dropout=model.dropout)
+
+    def paired(self, next_sentence: bool) -> "ModelConfig":
+        """The same encoder with `words`, with or without BERT's second head. Raises LspError (exit 2) for `modern`."""
+        if next_sentence and self.preset == "modern":
+            raise LspError(
+                "Next-sentence prediction needs to tell two texts apart, and `modern` has no embeddings for that.",
+                hint="Use --set model.preset=bert, or leave out data.next_sentence.",
+            )
+        pooling: Pooling = "cls" if next_sentence else "mean"
+        return dataclasses.replace(self, head="words", classes=2 if next_sentence else 0, pooling=pooling)
 
     def classifier(self, classes: int, pooling: Pooling, dropout: float) -> "ModelConfig":
         """The same encoder with a classifier head."""

@@ -31,7 +31,7 @@ def forward_flops(config: ModelConfig, length: int, slots: int = 0) -> int:
         products += 2 * length * length * inner
     if config.head == "words":
         products += slots * config.width * (config.width + config.vocab_size)
-    else:
+    if config.classes:
         products += config.width * (config.width + config.classes)
     return 2 * products
 

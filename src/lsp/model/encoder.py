@@ -149,7 +149,7 @@ class Words(nnx.Module):
 
 
 class Model(nnx.Module):
-    """An encoder with the head its config names."""
+    """An encoder with the heads its config names."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.config = config
@@ -158,7 +158,7 @@ class Model(nnx.Module):
         self.norm = None if config.preset == "bert" else Norm(config.width, bias=False, epsilon=epsilon(config))
         if config.head == "words":
             self.words = Words(config, rngs)
-        else:
+        if config.classes:
             std = kernel_std(config, config.width)
             self.pooler = Linear(config.width, config.width, bias=True, std=std, rngs=rngs)
             self.classifier = Linear(config.width, config.classes, bias=True, std=std, rngs=rngs)
@@ -190,6 +190,10 @@ class Model(nnx.Module):
         # As a matrix, since XLA's CPU computes the gradient of the logits anew for each shape that it is read in.
         logits = self.words(hidden_BKD.reshape(-1, hidden_BTD.shape[-1]), self.embeddings.tokens.table.get_value())
         return hold(logits.reshape(*slots_BK.shape, -1), "BKV")
+
+    def follow(self, hidden_BTD: jax.Array) -> jax.Array:
+        """Logits [B, 2], fp32, of rows that hold a pair each: the second text follows the first, or is a random one."""
+        return self.classifier(jnp.tanh(self.pooler(hidden_BTD[:, 0]))).astype(jnp.float32)
 
     def classify(
         self,

@@ -74,11 +74,12 @@ class Classifier:
         return Scores(metrics.classification(logits, np.asarray(examples.labels)), logits, rate)
 
 
-class MaskedLM:
-    """Loss (nats) and accuracy at the masked slots of held-out rows, with the same masks every time."""
+class Pretraining:
+    """Loss (nats) and metrics of an encoder on held-out rows, with the same masks every time."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.forward = Forward(config, lambda model, batch: objectives.masked_lm(model, None, batch, None))
+        loss = objectives.pretraining(config)
+        self.forward = Forward(config, lambda model, batch: loss(model, None, batch, None))
 
     def score(self, params: Any, held_out: Any) -> dict[str, float]:
         """`held_out` is what `batches.evaluation` gives."""

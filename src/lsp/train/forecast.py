@@ -26,7 +26,7 @@ from lsp.train import mesh as meshes
 from lsp.train import optimizer, replicas
 from lsp.train.accelerators import Accelerator
 from lsp.train.collectives import Collective, collectives
-from lsp.train.objectives import Objective, masked_lm
+from lsp.train.objectives import Objective, pretraining
 from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
 
 # What XLA's partitioner says when it finds no better way from one split to another.
@@ -111,7 +111,7 @@ def tpu_slice(topology: str) -> Sequence[Any]:
 
 def model(recipe: recipes.Pretrain) -> ModelConfig:
     """Before there is data, the vocabulary has the size that the recipe asks for."""
-    return ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
+    return ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size).paired(recipe.data.next_sentence)
 
 
 def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], *, here: bool = False) -> Step:
@@ -124,7 +124,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], *, here: bool
     with jax.set_mesh(mesh):
         tx = optimizer.make(train)
         alone = make_update(
-            graphdef(config), Objective(masked_lm), tx, accumulate=train.accumulate, precision=train.precision
+            graphdef(config), Objective(pretraining(config)), tx, accumulate=train.accumulate, precision=train.precision
         )
         update = replicas.delayed(alone, recipe.replicas, mesh)
         state, batch = _state(config, update, mesh), _batch(recipe, mesh)
@@ -186,11 +186,14 @@ def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
 def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """What `data/batches.pretraining` makes, as shapes."""
     rows, length, room = recipe.train.batch_size, recipe.data.sequence_length, slots(recipe)
-    widths = {"tokens": length, "segments": length, "slots": room, "targets": room, "weights": room}
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (rows, length), "segments": (rows, length)}
+    shapes |= {"slots": (rows, room), "targets": (rows, room), "weights": (rows, room)}
+    if recipe.data.next_sentence:
+        shapes |= {"types": (rows, length), "labels": (rows,), "pair_weights": (rows,)}
     place = meshes.rows(mesh)
     return {
-        name: jax.ShapeDtypeStruct((rows, width), jnp.float32 if name == "weights" else jnp.int32, sharding=place)
-        for name, width in widths.items()
+        name: jax.ShapeDtypeStruct(shape, jnp.float32 if "weights" in name else jnp.int32, sharding=place)
+        for name, shape in shapes.items()
     }
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
 from lsp.train.metrics import Mean
 
@@ -23,11 +24,31 @@ class Objective(NamedTuple):
     frozen: Any = None
 
 
+def pretraining(config: ModelConfig) -> Loss:
+    """The loss for the heads of an encoder: masked LM, and next-sentence prediction where it has classes."""
+    return masked_lm_of_pairs if config.classes else masked_lm
+
+
 def masked_lm(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
     """Cross-entropy at the masked slots only, and how many were guessed right. Unused slots weigh nothing."""
     hidden_BTD = model.encode(batch["tokens"], batch["segments"], key=key)
     logits_BKV = model.guess(hidden_BTD, batch["slots"])
     return scored(logits_BKV, batch["targets"], batch["weights"])
+
+
+def masked_lm_of_pairs(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    """BERT's loss: the mean at the masked slots plus the mean over rows of whether the second text is a random one.
+
+    A row weighs so much that all rows together weigh as the batch's masked slots do: then one division makes both
+    means, into however many parts the batch is cut. Rows that only fill a batch weigh nothing.
+    """
+    hidden_BTD = model.encode(batch["tokens"], batch["segments"], batch["types"], key=key)
+    words, metrics = scored(model.guess(hidden_BTD, batch["slots"]), batch["targets"], batch["weights"])
+    logits_B2, shares_B = model.follow(hidden_BTD), batch["pair_weights"]
+    pairs, right = scored(logits_B2, batch["labels"], (shares_B > 0).astype(jnp.float32))
+    metrics |= {"masked_lm_loss": words, "next_sentence_loss": pairs, "next_sentence_accuracy": right["accuracy"]}
+    total = words.total + scored(logits_B2, batch["labels"], shares_B)[0].total
+    return Mean(total, words.count), metrics
 
 
 def classification(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
