@@ -3,8 +3,6 @@
 Dimensions: B rows, T tokens, H heads, S head size, D width.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
@@ -32,25 +30,6 @@ def rotate(x_BHTS: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     what cutting it in two and joining it again does."""
     x = x_BHTS.astype(jnp.float32)
     return (x * cos + jnp.roll(x, x.shape[-1] // 2, axis=-1) * sin).astype(x_BHTS.dtype)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def split(qkv: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries, keys and values, each [B, H, T, S], out of [B, T, H·3·S].
-
-    The gradient that JAX derives pads each of the three to the size of all and adds them up.
-    """
-    rows, length, width = qkv.shape
-    q_BHTS, k_BHTS, v_BHTS = qkv.reshape(rows, length, heads, 3, width // heads // 3).transpose(3, 0, 2, 1, 4)
-    return q_BHTS, k_BHTS, v_BHTS
-
-
-def _joined(heads: int, _: None, gradients: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array]:
-    joined_BTHNS = jnp.stack([gradient.transpose(0, 2, 1, 3) for gradient in gradients], axis=3)
-    return (joined_BTHNS.reshape(*joined_BTHNS.shape[:2], -1),)
-
-
-split.defvjp(lambda qkv, heads: (split(qkv, heads), None), _joined)
 
 
 def attend(q_BHTS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, segments_BT: jax.Array) -> jax.Array:
