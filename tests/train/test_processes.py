@@ -27,7 +27,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(text: Path, out: Path, steps: int, more: list[str], devices: int = 1) -> subprocess.Popen:
-    changes = [*SIZES, f"train.steps={steps}", "train.log_every=5", "train.checkpoint_every=10"]
+    changes = [*SIZES, f"train.steps={steps}", "train.log_every=1", "train.checkpoint_every=10"]
     command = [sys.executable, "-m", "lsp", "pretrain", "--data", str(text), "--out", str(out), "--json", *more]
     return subprocess.Popen(
         [*command, *(word for change in changes for word in ("--set", change))],
@@ -61,7 +61,7 @@ def wait_for_steps(run: Path, lines: int) -> None:
 
 def test_two_processes_train_as_one_with_two_devices_and_stop_together(text: Path, tmp_path: Path):
     both = pair(text, tmp_path / "two", 60)
-    wait_for_steps(tmp_path / "two", 2)
+    wait_for_steps(tmp_path / "two", 12)
     both[1].send_signal(signal.SIGTERM)  # one is told, both stop after the same step
     ends = [process.communicate(timeout=60) for process in both]
     assert [process.returncode for process in both] == [Exit.STOPPED] * 2, ends
@@ -90,7 +90,7 @@ def test_a_process_that_ends_with_an_error_ends_the_other_with_its_words(text: P
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_or_hung_process_is_named_within_a_minute(text: Path, tmp_path: Path, number: signal.Signals):
     both = pair(text, tmp_path / "out", 1_000_000)
-    wait_for_steps(tmp_path / "out", 3)
+    wait_for_steps(tmp_path / "out", 12)
     both[1].send_signal(number)
     began = time.monotonic()
     said, _ = both[0].communicate(timeout=90)
