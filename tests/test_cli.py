@@ -236,6 +236,20 @@ def test_every_failure_has_its_code_and_a_fix(error: BaseException, code: Exit, 
     assert failure.hint
 
 
+def test_a_signal_that_a_library_wrapped_is_still_a_signal() -> None:
+    def start() -> None:
+        try:
+            raise Stopped(Exit.STOPPED)
+        except Stopped as error:
+            raise RuntimeError(f"Unable to initialize backend: {error}")  # noqa: B904  as JAX does
+
+    with pytest.raises(RuntimeError) as caught:
+        start()
+    assert failures.explain(failures.root(caught.value)).code == Exit.STOPPED
+    bug = ZeroDivisionError()
+    assert failures.root(bug) is bug
+
+
 def test_a_bug_shows_its_traceback_only_when_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,6 +45,14 @@ def explain(error: BaseException) -> LspError:
     )
 
 
+def root(error: BaseException) -> BaseException:
+    """The signal behind an error, where there is one, else the error: JAX wraps what is raised while it starts."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, Stopped):
+        behind = behind.__cause__ or behind.__context__
+    return behind or error
+
+
 def explain_usage(error: typer.TyperException) -> LspError:
     """Typer's complaint with the nearest option or command, and the help to ask for."""
     context = getattr(error, "ctx", None)

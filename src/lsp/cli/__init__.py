@@ -21,7 +21,7 @@ from lsp.allocator import keep_freed_memory
 from lsp.arguments import spread
 from lsp.cli import corpus, labels, runs  # noqa: F401  they add their commands, in this order
 from lsp.cli.app import app, cache_folder
-from lsp.failures import explain
+from lsp.failures import explain, root
 
 __all__ = ["app", "main"]
 
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if os.environ.get("LSP_DEBUG"):
             traceback.print_exc()
+        error = root(error)
         failure = explain(error)
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort) else "failed"
         console.fail(failure, "--json" in words, command_in(words), status)
