@@ -70,32 +70,7 @@ def run(
                 params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if budget else counted(recipe.train, len(train_rows))
-            first = train.batch_start or train.batch_size
-            growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
-            dataset = batches.pretraining(
-                train_rows,
-                batch_size=first,
-                seed=train.seed,
-                mask_rate=recipe.data.mask_rate,
-                mask_rate_end=recipe.data.mask_rate_end,
-                steps=growth.before(train.steps),
-                draw=drawing(recipe.data.masking, words),
-            )
-            numbers = batches.row_numbers(train_rows, batch_size=train.batch_size, seed=train.seed)
-            meter = Pretraining(config)
-            plan = Plan(
-                graphdef=graphdef(config),
-                params=params,
-                objective=Objective(pretraining(config)),
-                batches=lambda start, stop: batches.growing(dataset, growth, start, stop),
-                evaluate=lambda params: meter.score(params, measured),
-                train=train,
-                mesh=recipe.mesh,
-                clock=clock,
-                replicas=recipe.replicas,
-                rows=lambda step: train_rows.numbers(numbers[step]),
-                decode=words.decode,
-            )
+            plan = _plan(dataclasses.replace(recipe, train=train), config, params, words, train_rows, measured, clock)
             with trackers.opened(track, held.path, progress) as followers:
                 fitted = fit(plan, held.path, progress, followers)
             if not processes.first():
@@ -111,6 +86,49 @@ def run(
                 parents=[inputs["from"]] if start else [],
                 result=fitted.summary(),
             )
+
+
+def _plan(
+    recipe: recipes.Pretrain,
+    config: ModelConfig,
+    params: Any,
+    words: Tokenizer,
+    rows: shards.Rows | shards.Subset,
+    measured: batches.FixedBatches,
+    clock: Clock,
+) -> Plan:
+    """Batches of the rows as the recipe masks them and lets them grow, and what measures them."""
+    train = recipe.train
+    first = train.batch_start or train.batch_size
+    growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
+    dataset = batches.pretraining(
+        rows,
+        batch_size=first,
+        seed=train.seed,
+        mask_rate=recipe.data.mask_rate,
+        mask_rate_end=recipe.data.mask_rate_end,
+        steps=growth.before(train.steps),
+        draw=drawing(recipe.data.masking, words),
+    )
+    units = batches.row_numbers(rows, batch_size=first, seed=train.seed)
+    meter = Pretraining(config)
+
+    def numbers(step: int) -> np.ndarray:
+        return rows.numbers(np.concatenate([units[i] for i in range(growth.before(step), growth.before(step + 1))]))
+
+    return Plan(
+        graphdef=graphdef(config),
+        params=params,
+        objective=Objective(pretraining(config)),
+        batches=lambda start, stop: batches.growing(dataset, growth, start, stop),
+        evaluate=lambda params: meter.score(params, measured),
+        train=train,
+        mesh=recipe.mesh,
+        clock=clock,
+        replicas=recipe.replicas,
+        rows=numbers,
+        decode=words.decode,
+    )
 
 
 def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | None, progress: Any) -> shards.Rows:
