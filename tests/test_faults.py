@@ -17,6 +17,6 @@ def test_no_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
     spec.loader.exec_module(faults)
     code = faults.main(["--kills", "4", "--steps", "15"])
     report = json.loads(capsys.readouterr().out)
-    assert code == 0 and report["violations"] == []
+    assert report["violations"] == [] and code == 0
     assert report["kills"]["made"] >= 4 and report["kills"]["equal"] == report["kills"]["runs"] == 2
     assert report["corrupted"]["said"] and report["two"]["named"]
