@@ -39,6 +39,8 @@ class Text:
     sequence_length: int = key(128, "length of a packed row, in tokens")
     mask_rate: float = key(0.15, "share of the tokens to guess, 0 to 1; at the first step, if `mask_rate_end` is given")
     mask_rate_end: float = key(0.0, "share of the tokens to guess at the last step, reached in a straight line; 0 means `mask_rate` throughout")
+    length_start: int = key(0, "tokens of a row that see one another at first, doubled in equal stages up to `sequence_length` (pretraining only); 0 means all from the start")
+    length_warmup: float = key(0.5, "share of the steps over which the length grows from `length_start`")
     masking: Literal["token", "word", "span"] = key("token", "what is hidden together: single tokens, whole words, or spans of 1 to 10 words")
     next_sentence: bool = key(False, "rows are pairs of texts, and the model tells also whether the second follows the first, as in BERT (`bert` only); a line of the text is a sentence")
     text_field: str = key("text", "field of a `.jsonl` line, or column of a table, that holds the text")
@@ -183,11 +185,11 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "batch_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("steps", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

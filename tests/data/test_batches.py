@@ -113,9 +113,10 @@ def test_the_mask_rate_goes_down_a_line_in_three_shapes(rows: Rows) -> None:
     surplus, variance = 0.0, 0.0
     for step, batch in enumerate(read):
         rate, ordinary = 0.6 - 0.4 * step / 30, sum(token > MASK for row in restored(batch) for token in row)
-        wanted = batch["weights"].sum() + batch["overflow"]
-        assert abs(wanted - rate * ordinary) < 4 * (rate * (1 - rate) * ordinary) ** 0.5
-        surplus, variance = surplus + wanted - rate * ordinary, variance + rate * (1 - rate) * ordinary
+        assert batch["overflow"] == 0
+        wanted = batch["weights"].sum()
+        assert abs(wanted - rate * ordinary) < len(batch["tokens"])  # a row is rounded up or down
+        surplus, variance = surplus + wanted - rate * ordinary, variance + len(batch["tokens"]) / 4
     assert abs(surplus) < 4 * variance**0.5
 
 
@@ -255,11 +256,11 @@ def test_the_road_from_files_needs_neither_jax_nor_grain(tmp_path: Path) -> None
 
 
 def test_a_batch_grows_by_doubling_and_every_row_comes_in_its_turn(rows: Rows) -> None:
-    growth = batches.Growth(2, 8, 6)
+    growth, whole_rows = batches.Growth(2, 8, 6), batches.Growth(T, T, 0)
     assert [growth.units(step) for step in range(9)] == [1, 1, 1, 2, 2, 2, 4, 4, 4]
     assert [growth.before(step) for step in range(9)] == [0, 1, 2, 3, 5, 7, 9, 13, 17]
     units = batches.pretraining(rows, batch_size=2, seed=3, mask_rate=0.3, mask_rate_end=0.1, steps=growth.before(9))
-    grown = list(batches.growing(units, growth, 0, 9))
+    grown = list(batches.growing(units, growth, whole_rows, 0, 9))
     assert [len(batch["tokens"]) for batch in grown] == [2, 2, 2, 4, 4, 4, 8, 8, 8]
     whole = [units[index] for index in range(growth.before(9))]
     for name in ("tokens", "segments"):
@@ -268,9 +269,20 @@ def test_a_batch_grows_by_doubling_and_every_row_comes_in_its_turn(rows: Rows) -
         )
     for name in ("targets", "weights", "overflow"):  # units of fewer slots are filled up
         assert sum(batch[name].sum() for batch in grown) == sum(unit[name].sum() for unit in whole)
-    resumed = list(batches.growing(units, growth, 4, 9))
+    resumed = list(batches.growing(units, growth, whole_rows, 4, 9))
     for batch, again in zip(grown[4:], resumed, strict=True):
         assert all(np.array_equal(batch[name], again[name]) for name in batch)
+
+
+def test_a_row_is_cut_into_fewer_and_fewer_pieces_and_nothing_else_changes(rows: Rows) -> None:
+    dataset = batches.pretraining(rows, batch_size=4, seed=3, mask_rate=0.15)
+    length = batches.Growth(T // 4, T, 6)
+    cut = list(batches.growing(dataset, batches.Growth(4, 4, 0), length, 0, 8))
+    pieces = [(4, 4, T // 4)] * 3 + [(4, 2, T // 2)] * 3 + [(4, T)] * 2
+    assert [batch["segments"].shape for batch in cut] == pieces
+    for step, batch in enumerate(cut):
+        batch["segments"] = batch["segments"].reshape(4, T)
+        assert equal(batch, dataset[step])
 
 
 def test_a_batch_that_does_not_grow_is_the_unit() -> None:

@@ -71,6 +71,17 @@ def test_rotary_scores_depend_on_distance_only():
     assert score(3, 1) != pytest.approx(score(3, 2), rel=1e-4)
 
 
+def test_the_pieces_of_a_cut_row_are_rows_of_their_own(config: ModelConfig):
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(5, 300, (2, 24)), jnp.int32)
+    segments = jnp.asarray(np.repeat(rng.integers(1, 9, (2, 8)), 3, axis=1), jnp.int32)
+    model = nnx.merge(graphdef(config), initialise(config, 0))
+    cut = model.encode(tokens, segments.reshape(2, 3, 8))
+    apart = model.encode(tokens.reshape(6, 8), segments.reshape(6, 8))
+    np.testing.assert_allclose(cut.reshape(6, 8, -1), apart, atol=1e-5)
+    assert np.abs(cut - model.encode(tokens, segments)).max() > 1e-3
+
+
 def test_bert_base_has_the_published_number_of_parameters():
     config = ModelConfig.from_recipe(recipe.Model(preset="bert", layers=12, width=768, heads=12), 30_522)
     parts = cost.by_part(config.classifier(2, "cls", 0.1))

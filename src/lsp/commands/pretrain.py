@@ -88,6 +88,15 @@ def run(
             )
 
 
+def _length(recipe: recipes.Pretrain, rows: shards.Rows | shards.Subset) -> batches.Growth:
+    """The tokens that see one another as the run goes on. Raises LspError (exit 2) where pairs would be cut."""
+    data, train, full = recipe.data, recipe.train, rows.sequence_length
+    if data.length_start and rows.pairs:
+        raise LspError("data.length_start would cut the pairs of data.next_sentence.", hint="Leave one of the two out.")
+    keys = ("data.length_start", "data.sequence_length", "data.length_warmup")
+    return batches.Growth(data.length_start or full, full, round(data.length_warmup * train.steps), keys)
+
+
 def _plan(
     recipe: recipes.Pretrain,
     config: ModelConfig,
@@ -101,6 +110,7 @@ def _plan(
     train = recipe.train
     first = train.batch_start or train.batch_size
     growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
+    length = _length(recipe, rows)
     dataset = batches.pretraining(
         rows,
         batch_size=first,
@@ -120,7 +130,7 @@ def _plan(
         graphdef=graphdef(config),
         params=params,
         objective=Objective(pretraining(config)),
-        batches=lambda start, stop: batches.growing(dataset, growth, start, stop),
+        batches=lambda start, stop: batches.growing(dataset, growth, length, start, stop),
         evaluate=lambda params: meter.score(params, measured),
         train=train,
         mesh=recipe.mesh,

@@ -76,24 +76,32 @@ def pretraining(
 
 
 class Growth:
-    """How many units of `first` rows the batch of each step has: one, doubled in equal stages over the first `over`
-    steps, `full / first` from then on. Raises LspError (exit 2) unless that is a power of two and `over` is known."""
+    """Something that grows from `first` to `full` by doubling, in equal stages over the first `over` steps: the rows of
+    a batch, or the length that is seen at once. `keys` are what the recipe calls first, full and over. Raises LspError
+    (exit 2) unless full / first is a power of two and `over` is known."""
 
-    def __init__(self, first: int, full: int, over: int) -> None:
+    def __init__(
+        self,
+        first: int,
+        full: int,
+        over: int,
+        keys: tuple[str, str, str] = ("train.batch_start", "train.batch_size", "train.batch_warmup"),
+    ) -> None:
         doublings = max(1, full // first).bit_length() - 1
         if doublings and not over:
             raise LspError(
-                "train.batch_start needs train.steps and train.batch_warmup, to know when the batch is full.",
+                f"{keys[0]} needs train.steps and {keys[2]}, to know when {keys[1]} is reached.",
                 hint="Add --set train.steps=N.",
             )
         if first << doublings != full:
             raise LspError(
-                f"train.batch_size = {full} is no doubling of train.batch_start = {first}.",
-                hint=f"Use --set train.batch_start={full // 4 or full}, say.",
+                f"{keys[1]} = {full} is no doubling of {keys[0]} = {first}.",
+                hint=f"Use --set {keys[0]}={full // 4 or full}, say.",
             )
         self.doublings, self.stage = doublings, max(1, over // max(1, doublings))
 
     def units(self, step: int) -> int:
+        """How many times `first` it is at a step."""
         return 1 << min(step // self.stage, self.doublings)
 
     def before(self, step: int) -> int:
@@ -102,12 +110,18 @@ class Growth:
         return self.stage * ((1 << stage) - 1) + ((step - stage * self.stage) << stage)
 
 
-def growing(dataset: "MapDataset", growth: Growth, start: int, stop: int) -> Iterator[Batch]:
-    """Batches of the steps `start` to `stop - 1`, put together from the units of `dataset`."""
+def growing(dataset: "MapDataset", growth: Growth, length: Growth, start: int, stop: int) -> Iterator[Batch]:
+    """Batches of the steps `start` to `stop - 1`, put together from the units of `dataset`. Rows are cut so that no
+    token sees further than the `length` of its step: segments are int32 [B, P, T / P] where there are P > 1 pieces."""
     units = read_ahead(dataset, growth.before(start), min(growth.before(stop), sys.maxsize))
     for step in range(start, stop):
         parts = [next(units) for _ in range(growth.units(step))]
-        yield parts[0] if len(parts) == 1 else {name: _stacked([part[name] for part in parts]) for name in parts[0]}
+        batch = parts[0] if len(parts) == 1 else {name: _stacked([part[name] for part in parts]) for name in parts[0]}
+        pieces = (1 << length.doublings) // length.units(step)
+        if pieces > 1:
+            rows, tokens = batch["segments"].shape
+            batch["segments"] = batch["segments"].reshape(rows, pieces, tokens // pieces)
+        yield batch
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:

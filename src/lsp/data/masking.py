@@ -85,8 +85,16 @@ def drawing(masking: str, tokenizer: Tokenizer) -> Draw:
 
 
 def single_tokens(tokens: np.ndarray, noise: np.ndarray, rate: float) -> Drawn:
-    """Each token by itself (Devlin et al., 2019)."""
-    drawn = _below(noise, rate) & (tokens >= FIRST_WORD)
+    """Each token by itself, and of every row a share as exact as whole tokens allow, as in BERT (Devlin et al., 2019).
+
+    Of n ordinary tokens those `floor(rate·n + u)` are hidden that have the smallest numbers. The row draws u from
+    [0, 1), where BERT rounds, so that each token is hidden with probability `rate`.
+    """
+    ordinary = tokens >= FIRST_WORD
+    number = np.where(ordinary, noise, ~np.uint64(0))
+    wanted = (rate * ordinary.sum(1) + _uniform(_mix(~noise[:, 0]))).astype(np.int64)
+    last = np.take_along_axis(np.sort(number, axis=1), np.maximum(wanted - 1, 0)[:, None], axis=1)
+    drawn = ordinary & (number <= last) & (wanted > 0)[:, None]
     return Drawn(drawn, np.arange(noise.size).reshape(noise.shape), noise.reshape(-1))
 
 
@@ -160,13 +168,11 @@ def _length(uniform: np.ndarray, tails: np.ndarray) -> np.ndarray:
 
 
 def slots_for(rate: float, sequence_length: int) -> int:
-    """Slots a row needs: the mean number of masked positions plus two standard deviations, rounded up to 8.
+    """Slots that a row of `single_tokens` needs at most, rounded up to 4: at rate 0.15, 20 for 128 tokens.
 
-    At rate 0.15 that is 32 for 128 tokens and 96 for 512: fewer than one full row in a hundred overflows. This is for
-    `single_tokens`; words and spans come in lumps, and how large those are is up to the text: see `slots_seen`.
+    Words and spans come in lumps, and how large those are is up to the text: see `slots_seen`.
     """
-    mean = rate * sequence_length
-    return min(sequence_length, max(8, 8 * math.ceil((mean + 2 * math.sqrt(mean * (1 - rate))) / 8)))
+    return min(sequence_length, max(4, 4 * math.ceil(rate * sequence_length / 4)))
 
 
 def slots_seen(rate: float, tokens: np.ndarray, draw: Draw) -> int:

@@ -90,13 +90,13 @@ class Attention(nnx.Module):
         self.heads, self.head_size = layer.heads, layer.head_size
 
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> jax.Array:
-        rows, length, _ = x_BTD.shape
-        qkv = self.qkv(x_BTD).reshape(rows, length, self.heads, 3, self.head_size)
+        # Attention's rows are those of the segments: pieces of x's, where long rows are cut.
+        qkv = self.qkv(x_BTD).reshape(*segments_BT.shape, self.heads, 3, self.head_size)
         q, k, v = qkv.transpose(3, 0, 2, 1, 4)
         if turn is not None:
             q, k = attention.rotate(q, *turn), attention.rotate(k, *turn)
         y_BHTS = attention.attend(q, k, v, segments_BT)
-        return self.out(y_BHTS.transpose(0, 2, 1, 3).reshape(rows, length, -1))
+        return self.out(y_BHTS.transpose(0, 2, 1, 3).reshape(*x_BTD.shape[:2], -1))
 
 
 class FeedForward(nnx.Module):
@@ -175,9 +175,14 @@ class Model(nnx.Module):
         types_BT: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states [B, T, D]. `segments` is 0 on padding; `types` tells the texts of a pair apart (`bert`)."""
+        """Hidden states [B, T, D]. `segments` is 0 on padding; `types` tells the texts of a pair apart (`bert`).
+
+        `segments` [B, P, T / P] cut the rows into P pieces that neither see one another nor count on.
+        """
+        segments_BT = segments_BT.reshape(-1, segments_BT.shape[-1])
         positions_BT = attention.positions(segments_BT)
-        x_BTD = self.embeddings(tokens_BT, positions_BT, types_BT).astype(self.embeddings.norm.scale[...].dtype)
+        places_BT = positions_BT.reshape(tokens_BT.shape)
+        x_BTD = self.embeddings(tokens_BT, places_BT, types_BT).astype(self.embeddings.norm.scale[...].dtype)
         keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
         x_BTD = hold(drop(x_BTD, self.config.dropout, keys[-1]), "BTD")
         turns = {}
