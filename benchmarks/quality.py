@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/quality.py --data-root DATA --minutes 25 --out quality [--only plain,muon]
 
-DATA holds corpora/enwiki/{train,valid}.txt.xz and sst2/{train.tsv.gz,dev.tsv}. Every change is made to `PLAIN`, a fixed
-copy of what recipes/pretrain/mini.toml was. How many steps of it fit into `--minutes` is found first, in short runs that
+DATA holds corpora/enwiki/{train,valid}.txt.xz and sst2/{train.tsv.gz,dev.tsv}. Changes are made to `PLAIN`, a fixed
+copy of what recipes/pretrain/mini.toml was. How many steps fit into `--minutes` is found first, in short runs that
 take turns, and then that many are made: so jobs beside a long run make it longer, not worse. Each encoder is finetuned
 on SST-2 with `--seeds` seeds. Commands, results and summary as in spine.py; run again, it goes on where it stopped.
 """
@@ -36,10 +36,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "bert": {"model.preset": "bert", "train.learning_rate": 1e-3},
     "wsd": {"train.schedule": "wsd"},
     "batch": {"train.batch_start": 8, "train.batch_warmup": 0.5},
-    "rate/2": {"train.learning_rate": 1e-3},
-    "rate*2": {"train.learning_rate": 4e-3},
-    "muon/2": {"train.optimizer": "muon", "train.learning_rate": 2.5e-3},
-    "muon*2": {"train.optimizer": "muon", "train.learning_rate": 1e-2},
+    "rate-half": {"train.learning_rate": 1e-3},
+    "rate-double": {"train.learning_rate": 4e-3},
+    "muon-half": {"train.optimizer": "muon", "train.learning_rate": 2.5e-3},
+    "muon-double": {"train.optimizer": "muon", "train.learning_rate": 1e-2},
 }
 FINETUNE = {"data.sequence_length": 64, "train.epochs": 1, "train.learning_rate": 5e-4}
 CALIBRATION, ROUNDS = 45, 3  # steps of a short run, and short runs of each change; the fastest counts
