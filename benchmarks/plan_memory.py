@@ -66,7 +66,7 @@ def train(recipe: recipes.Pretrain, plain: bool) -> dict[str, int]:
     import numpy as np
 
     from lsp.console import Progress
-    from lsp.model.encoder import graphdef, initialise
+    from lsp.model.encoder import initialise
     from lsp.train import forecast
     from lsp.train.clock import Clock
     from lsp.train.loop import Plan, fit
@@ -96,7 +96,7 @@ def train(recipe: recipes.Pretrain, plain: bool) -> dict[str, int]:
 
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
-            graphdef=graphdef(config),
+            config=config,
             params=initialise(config, 0),
             objective=Objective(masked_lm),
             batches=batches,

@@ -1,5 +1,6 @@
 """`lsp plan`: what it counts, against counting by hand, and what it refuses."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -13,7 +14,8 @@ import pytest
 from lsp import Exit, recipe
 from lsp.commands.plan import fixes
 from lsp.train import accelerators, watch
-from lsp.train.forecast import Memory, Step
+from lsp.train.forecast import Step
+from lsp.train.memory import Memory
 
 TINY = str(Path(__file__).parents[2] / "recipes" / "pretrain" / "tiny.toml")
 SMALL = ["model.layers=1", "model.width=64", "model.feedforward=128", "data.vocab_size=512", "train.batch_size=16"]
@@ -39,9 +41,9 @@ def test_a_plan_adds_up() -> None:
     assert made["parameters"] == split + whole + 512
     assert memory["parameters"] == 4 * (split // 4 + whole + 512 // 2)  # the head's bias is cut by words only
     assert memory["optimizer"] == 2 * memory["parameters"] + 4
-    assert memory["batch"] == 4 * 16 * (2 * 128 + 3 * 32) // 2
+    assert memory["batch"] == 4 * 16 * (2 * 128 + 3 * 20) // 2
     assert made["memory_bytes"] == sum(memory.values())
-    flops = 3 * 2 * 16 * (128 * (4 * 64 * 64 + 3 * 64 * 128) + 2 * 128 * 128 * 64 + 32 * 64 * (64 + 512))
+    flops = 3 * 2 * 16 * (128 * (4 * 64 * 64 + 3 * 64 * 128) + 2 * 128 * 128 * 64 + 20 * 64 * (64 + 512))
     assert made["flops_per_step"] == flops
     assert made["compute_milliseconds"] == pytest.approx(1000 * flops / 4 / (494e12 * 0.5))
     assert made["steps"] == 1000
@@ -76,11 +78,23 @@ def test_what_can_not_be_planned_is_refused(words: list[str], code: Exit, text: 
 
 
 def test_the_cheapest_fixes_come_first() -> None:
-    step = Step(Memory(10, 20, 1, 10, 70, 0, 0), {"data": 4, "fsdp": 1, "tensor": 1}, [], 40, [], 1.0)
+    step = Step(Memory(10, 20, 1, 10, 70, 0, 0), {"data": 4, "fsdp": 1, "tensor": 1}, [], 40, [], 1.0, "none")
     found = dict(fixes(recipe.Pretrain(), step, 80))
-    # 41 are fixed, so the 70 must shrink to 39: two parts suffice.
+    # 41 are fixed, so the 70 must shrink to 39: two parts suffice. What to compute again was tried already.
     assert list(found) == ["--set train.accumulate=2", "--set mesh.fsdp=4", "--set train.precision=bf16"]
     assert found["--set mesh.fsdp=4"].mesh == recipe.Mesh(data=-1, fsdp=4)
+    kept = dataclasses.replace(recipe.Pretrain(), train=recipe.Train(remat="none"))
+    assert "--set train.remat=full" in dict(fixes(kept, step, 80))
+
+
+def test_a_step_that_does_not_fit_is_planned_with_more_computed_again() -> None:
+    words = ["--set", "model.layers=8", "--set", "train.batch_size=64"]
+    made = {remat: plan(*words, "--set", f"train.remat={remat}")[1] for remat in ("none", "dots", "full", "auto")}
+    taken = {name: {row["kind"]: row["bytes"] for row in each["memory"]}["activations"] for name, each in made.items()}
+    assert taken["full"] < taken["dots"] < taken["none"] == taken["auto"]
+    assert made["auto"]["remat"] == "none" and made["full"]["remat"] == "full"
+    times = [made[name]["compute_milliseconds"] / made[name]["flops_per_step"] for name in ("none", "full")]
+    assert made["none"]["flops_per_step"] == made["full"]["flops_per_step"] and times[1] > times[0]
 
 
 def test_every_accelerator_sends_slower_than_it_reads() -> None:

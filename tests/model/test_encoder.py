@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -99,7 +100,22 @@ def test_parameters_and_flops_agree_with_hand_arithmetic(config: ModelConfig):
     assert cost.parameters(config) == kernels + biases + norms + tables + head
     length, slots = 10, 3
     products = length * kernels + 2 * length * length * sum(heads) + slots * (width * width + width * vocabulary)
-    assert cost.forward_flops(config, length, slots) == 2 * products
+    assert cost.forward_flops(config, length, length**2, slots) == 2 * products
+
+
+def test_needed_flops_leave_out_padding_neighbours_and_unused_slots(config: ModelConfig):
+    segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 3, 3, 0, 0, 0]], np.int32)
+    weights = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
+    batch = {"tokens": segments, "segments": segments, "weights": weights, "slots": np.zeros((2, 3), np.int32)}
+    pairs = 3**2 + 4**2 + 2**2 + 1 + 2**2
+    assert cost.needed_flops(config, batch) == cost.forward_flops(config, 7 + 5, pairs, 3, 2)
+    cut = batch | {"segments": segments.reshape(2, 2, 4)}
+    assert cost.needed_flops(config, cut) == cost.forward_flops(config, 12, 3**2 + 1 + 3**2 + 2**2 + 1 + 1 + 1, 3, 2)
+    labelled = {"tokens": segments, "segments": segments > 0, "weights": np.array([1, 0], np.float32)}
+    assert cost.needed_flops(config, labelled) == cost.forward_flops(config, 12, 7**2 + 5**2, 0, 1)
+    teacher = dataclasses.replace(config, layers=config.layers[:1])
+    needed = 3 * cost.needed_flops(config, batch) + cost.needed_flops(teacher, batch)
+    assert cost.training_flops(config, batch, teacher) == needed
 
 
 def test_abstract_shapes_are_the_real_ones(config: ModelConfig):

@@ -69,6 +69,20 @@ def test_micro_batches_of_unequal_weight_make_the_same_step(config: ModelConfig,
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_what_is_computed_again_makes_the_same_step(config: ModelConfig, remat: str):
+    config = dataclasses.replace(config, dropout=0.1)  # its bits too
+    tx, objective = optimizer.make(TRAIN), Objective(masked_lm)
+    states = [
+        make_train_step(make_update(graphdef(config, policy), objective, tx), seed=0)(
+            start(config, tx), None, batch(), np.int32(0), HALF
+        )[0]
+        for policy in ("none", remat)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, map(moments, states)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
 def test_a_smaller_batch_is_cut_into_fewer_micro_batches(config: ModelConfig):
     half = {name: array[:4] for name, array in batch().items()}
     (whole, _), (parts, _) = run(config, half), run(config, half, accumulate=4, full=8)

@@ -76,7 +76,7 @@ def train(
             yield bad.get(step, calm)(step)
 
     plan = Plan(
-        graphdef=graphdef(CONFIG),
+        config=CONFIG,
         params=initialise(CONFIG, 0),
         objective=Objective(masked_lm),
         batches=batches,

@@ -72,10 +72,8 @@ def plan(
         raise LspError("--topology says kind and number of devices itself.", hint="Leave out the other two options.")
     from lsp.commands import plan as verb
 
-    made = verb.run(
-        recipe_file, chosen, devices, accelerator, topology, mfu, price, tokens, progress=console.Progress(quiet)
-    )
-    return report(made, as_json)
+    hardware = verb.Hardware(devices, accelerator, topology, mfu, price)
+    return report(verb.run(recipe_file, chosen, hardware, tokens, console.Progress(quiet)), as_json)
 
 
 @app.command(short_help="Curves of one or several runs on one chart.")

@@ -51,7 +51,8 @@ def run(
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
         loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard)
-        plan = labelled.plan(config, params, Objective(loss, teacher.params), sets, steps, recipe.mesh, clock)
+        objective = Objective(loss, teacher.params)
+        plan = labelled.plan(config, params, objective, sets, steps, recipe.mesh, clock, teacher=teacher.config)
         with trackers.opened(track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         after = Classifier(config).score(fitted.params, sets.dev).summary()

@@ -4,94 +4,62 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lsp import LspError
 from lsp import recipe as recipes
 from lsp.allocator import KEPT
+from lsp.console import Progress
 
 if TYPE_CHECKING:
+    from lsp.train.accelerators import Time
     from lsp.train.forecast import Step
 
-# The share of a device's memory that a step may fill: runtimes and fragmentation take the rest.
-USABLE = 0.95
+
+class Hardware(NamedTuple):
+    """What a plan is for: `devices` of an `accelerator` (of the table, or this machine's processor when empty) that are
+    imitated on the CPU, or the chips of a `topology`, for which the TPU compiler compiles. `mfu` 0 is the table's share
+    of the peak, `price` money for an hour of one device."""
+
+    devices: int = 1
+    accelerator: str = ""
+    topology: str = ""
+    mfu: float = 0.0
+    price: float = 0.0
 
 
-def run(
-    path: Path,
-    recipe: recipes.Pretrain,
-    devices: int,
-    accelerator: str,
-    topology: str,
-    mfu: float,
-    price: float,
-    tokens: float,
-    progress: Any,
-) -> dict[str, Any]:
-    """Compiles the recipe's step and says what it takes, for `devices` of an `accelerator` (of the table, or this
-    machine's processor when empty), imitated on the CPU, or for the chips of a `topology` with the TPU compiler.
-
-    `mfu` 0 is the table's share of the peak, `tokens` 0 the recipe's steps, `price` money for an hour of one device.
-    """
+def run(path: Path, recipe: recipes.Pretrain, hardware: Hardware, tokens: float, progress: Progress) -> dict[str, Any]:
+    """Compiles the recipe's step and says what it takes; `tokens` 0 means the recipe's steps."""
     rows = recipe.train.batch_size * recipe.data.sequence_length
     steps = round(tokens / rows) if tokens else recipe.train.steps
     if not steps:
         raise LspError(
             "The recipe counts no steps.", hint="Add --tokens N, as in --tokens 1e9, or --set train.steps=N."
         )
-    imitate(1 if topology else devices)
+    imitate(1 if hardware.topology else hardware.devices)
     import jax
 
-    from lsp.model import cost
     from lsp.train import accelerators, forecast
-    from lsp.train.collectives import by_kind
+    from lsp.train.memory import USABLE
 
-    if topology:
-        accelerator, places = accelerators.kind(topology), forecast.tpu_slice(topology)
+    accelerator = hardware.accelerator
+    if hardware.topology:
+        accelerator, places = accelerators.kind(hardware.topology), forecast.tpu_slice(hardware.topology)
     else:
-        places = jax.devices()[:devices]
+        places = jax.devices()[: hardware.devices]
     known = accelerators.find(accelerator) if accelerator else None
-    accelerator = accelerator or "this processor"
+    chip = known or accelerators.measure(hardware.devices)
+    accelerator, limit = accelerator or "this processor", round(USABLE * chip.memory)
 
     def compiled(changed: recipes.Pretrain, what: str) -> "Step":
         progress.say(f"compiling the step for {len(places)} × {accelerator}{what}")
-        return forecast.compile_step(changed, places, here=known is None)
+        return forecast.compile_step(changed, places, limit, here=known is None)
 
     step = compiled(recipe, "")
-    chip = known or accelerators.measure(devices)
-    time = forecast.time(recipe, step, len(places), chip, mfu or chip.mfu)
-    hours = steps * time.step * len(places) / 3600
-    limit = round(USABLE * chip.memory)
-    made = {
-        "command": "plan",
-        "recipe": str(path),
-        "devices": len(places),
-        "accelerator": accelerator,
-        "mesh": step.mesh,
-        "parameters": cost.parameters(forecast.model(recipe)),
-        "memory_bytes": step.memory.total,
-        "kept_bytes": None if known else KEPT,  # of freed buffers, beside the rest
-        "usable_bytes": limit,
-        "fits": step.memory.total <= limit,
-        "flops_per_step": forecast.flops(recipe),
-        "mfu": mfu or chip.mfu,
-        "step_milliseconds": 1000 * time.step,
-        "bound_by": time.bound,
-        "compute_milliseconds": 1000 * time.compute,
-        "memory_milliseconds": 1000 * time.memory,
-        "network_milliseconds": 1000 * time.network,
-        "tokens_per_second": rows / time.step,
-        "steps": steps,
-        "seconds": steps * time.step,
-        "device_hours": hours,
-        "cost": hours * price if price else None,
-        "checkpoint_bytes": step.checkpoint,
-        "disk_bytes": step.checkpoint * (recipe.train.keep + 1) + 4 * cost.parameters(forecast.model(recipe)),
-        "compile_seconds": step.compile_seconds,
-        "memory": [{"kind": kind, "bytes": count} for kind, count in step.memory._asdict().items() if count],
-        "collectives": by_kind(step.collectives),
-        "fixes": [],
-    }
+    time = forecast.time(recipe, step, len(places), chip, hardware.mfu or chip.mfu)
+    made = {"command": "plan", "recipe": str(path), "devices": len(places), "accelerator": accelerator}
+    made |= _taken(recipe, step, limit, kept=known is None) | _times(recipe, time, steps, hardware, len(places))
+    made |= {"mfu": hardware.mfu or chip.mfu, "compile_seconds": step.compile_seconds}
     if not made["fits"]:
         made["fixes"] = [
             {"fix": fix, "bytes": found.memory.total, "saves_bytes": step.memory.total - found.memory.total}
@@ -101,6 +69,48 @@ def run(
     for warning in step.warnings:
         progress.warn(warning)
     return {name: value for name, value in made.items() if value not in (None, [])}
+
+
+def _taken(recipe: recipes.Pretrain, step: "Step", limit: int, *, kept: bool) -> dict[str, Any]:
+    """Memory, traffic and disk."""
+    from lsp.model import cost
+    from lsp.train import forecast
+    from lsp.train.collectives import by_kind
+
+    parameters = cost.parameters(forecast.model(recipe))
+    return {
+        "mesh": step.mesh,
+        "remat": step.remat,
+        "parameters": parameters,
+        "memory_bytes": step.memory.total,
+        "kept_bytes": KEPT if kept else None,  # of freed buffers, beside the rest
+        "usable_bytes": limit,
+        "fits": step.memory.total <= limit,
+        "checkpoint_bytes": step.checkpoint,
+        "disk_bytes": step.checkpoint * (recipe.train.keep + 1) + 4 * parameters,
+        "memory": [{"kind": kind, "bytes": count} for kind, count in step.memory._asdict().items() if count],
+        "collectives": by_kind(step.collectives),
+    }
+
+
+def _times(recipe: recipes.Pretrain, time: "Time", steps: int, hardware: Hardware, devices: int) -> dict[str, Any]:
+    """Time and money."""
+    from lsp.train import forecast
+
+    hours = steps * time.step * devices / 3600
+    return {
+        "flops_per_step": forecast.flops(recipe),
+        "step_milliseconds": 1000 * time.step,
+        "bound_by": time.bound,
+        "compute_milliseconds": 1000 * time.compute,
+        "memory_milliseconds": 1000 * time.memory,
+        "network_milliseconds": 1000 * time.network,
+        "tokens_per_second": recipe.train.batch_size * recipe.data.sequence_length / time.step,
+        "steps": steps,
+        "seconds": steps * time.step,
+        "device_hours": hours,
+        "cost": hours * hardware.price if hardware.price else None,
+    }
 
 
 def imitate(devices: int) -> None:
@@ -127,6 +137,8 @@ def fixes(recipe: recipes.Pretrain, step: "Step", limit: int) -> Iterator[tuple[
     if mesh["data"] > 1:
         split = mesh["data"] * mesh["fsdp"]
         yield f"--set mesh.fsdp={split}", _with(recipe, "mesh", data=-1, fsdp=split)
+    if train.remat in ("none", "dots"):
+        yield "--set train.remat=full", _with(recipe, "train", remat="full")
     if train.precision == "fp32":
         yield "--set train.precision=bf16", _with(recipe, "train", precision="bf16")
 

@@ -16,7 +16,7 @@ from lsp.data import batches, parts, shards, text
 from lsp.data.masking import drawing
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import graphdef, initialise
+from lsp.model.encoder import initialise
 from lsp.train import processes, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Pretraining
@@ -127,7 +127,7 @@ def _plan(
         return rows.numbers(np.concatenate([units[i] for i in range(growth.before(step), growth.before(step + 1))]))
 
     return Plan(
-        graphdef=graphdef(config),
+        config=config,
         params=params,
         objective=Objective(pretraining(config)),
         batches=lambda start, stop: batches.growing(dataset, growth, length, start, stop),

@@ -13,12 +13,13 @@ from flax import nnx
 from lsp import LspError
 from lsp import recipe as recipes
 from lsp.model.encoder import graphdef
-from lsp.train import blackbox, optimizer
+from lsp.train import blackbox
 from lsp.train import mesh as meshes
 from lsp.train.blackbox import Box
+from lsp.train.compiled import build, policies
 from lsp.train.metrics import value
 from lsp.train.objectives import Objective, classification, masked_lm, masked_lm_of_pairs
-from lsp.train.step import Signals, TrainState, make_train_step, make_update
+from lsp.train.step import Signals, TrainState
 
 WORST = 5  # texts that are shown
 
@@ -77,13 +78,12 @@ def run(place: Path, progress: Any) -> dict[str, Any]:
 
 def _step(box: Box, objective: Objective, mesh: Any, train: recipes.Train) -> dict[str, float]:
     """Loss and gradient norm of the step that training makes; its update is thrown away."""
-    tx = optimizer.make(train)
-    update = make_update(graphdef(box.config), objective, tx, accumulate=train.accumulate, precision=train.precision)
-    step = make_train_step(update, seed=train.seed, spike=train.spike)
+    remat = policies(train.remat)[0]
+    update, step = build(box.config, objective, train, recipes.Replicas(), mesh, remat)
 
     def start(params: Any) -> TrainState:
         with jax.numpy_dtype_promotion("standard"):
-            return TrainState(jnp.int32(index), params, tx.init(params))
+            return TrainState(jnp.int32(index), params, update.init(params))
 
     index = box.facts["step"] - 1
     places = meshes.place(jax.eval_shape(start, box.params), mesh)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import shapes
@@ -19,21 +20,39 @@ def by_part(config: ModelConfig) -> dict[str, int]:
     return {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in shapes(config).items()}
 
 
-def forward_flops(config: ModelConfig, length: int, slots: int = 0) -> int:
-    """FLOPs of one row of `length` tokens: two for each multiply-add of every matrix product, `slots` of them through
-    the vocabulary. Norms, softmax and activations are left out, as is usual. A training step costs three times this.
+def forward_flops(config: ModelConfig, tokens: int, pairs: int, slots: int = 0, rows: int = 1) -> int:
+    """FLOPs of `rows` rows with `tokens` tokens in all: two for each multiply-add of every matrix product.
+
+    `pairs` of tokens meet in attention (length² of a row), `slots` tokens go through the vocabulary. Norms, softmax and
+    activations are left out, as is usual. A training step costs three times this.
     """
     products = 0
     for layer in config.layers:
         inner = layer.heads * layer.head_size
         feedforward = 2 if config.preset == "bert" else 3
-        products += length * config.width * (3 * inner + inner + feedforward * layer.feedforward)
-        products += 2 * length * length * inner
+        products += tokens * config.width * (3 * inner + inner + feedforward * layer.feedforward)
+        products += 2 * pairs * inner
     if config.head == "words":
         products += slots * config.width * (config.width + config.vocab_size)
     if config.classes:
-        products += config.width * (config.width + config.classes)
+        products += rows * config.width * (config.width + config.classes)
     return 2 * products
+
+
+def needed_flops(config: ModelConfig, batch: dict[str, np.ndarray]) -> int:
+    """FLOPs of a forward pass that answer something: none on padding, between texts that share a row, at a slot that is
+    not used, in a row that fills a batch."""
+    segments = batch["segments"].reshape(-1, batch["segments"].shape[-1]).astype(np.int64)
+    numbers = segments + (1 + segments.max()) * np.arange(len(segments))[:, None]
+    lengths = np.bincount(numbers[segments > 0])
+    used = int(np.count_nonzero(batch["weights"]))
+    slots, rows = (used, len(batch["tokens"])) if "slots" in batch else (0, used)
+    return forward_flops(config, int(lengths.sum()), int(np.square(lengths).sum()), slots, rows)
+
+
+def training_flops(config: ModelConfig, batch: dict[str, np.ndarray], teacher: ModelConfig | None = None) -> int:
+    """FLOPs that a training step needs for a batch: forward, and twice as many backward; a teacher's forward."""
+    return 3 * needed_flops(config, batch) + (needed_flops(teacher, batch) if teacher else 0)
 
 
 def nonzero(params: Any) -> int:

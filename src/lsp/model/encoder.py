@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lsp.model import attention
 from lsp.model.config import Layer, ModelConfig
@@ -20,6 +21,14 @@ from lsp.model.int8 import Int8, matmul, take
 from lsp.model.sharding import hold
 
 Tree = dict[Any, Any]
+
+PRODUCT = "product"  # what checkpoint policies know the results of Linear by
+# What of a layer is kept for its gradients, by `train.remat`; the rest is computed again (Chen et al., 2016).
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
+}
 
 
 class Linear(nnx.Module):
@@ -30,7 +39,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(size_out)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = matmul(x, self.kernel.get_value())
+        y = checkpoint_name(matmul(x, self.kernel.get_value()), PRODUCT)
         return y if self.bias is None else add_bias(y, self.bias[...].astype(x.dtype))
 
 
@@ -154,10 +163,10 @@ class Words(nnx.Module):
 
 
 class Model(nnx.Module):
-    """An encoder with the heads its config names."""
+    """An encoder with the heads its config names. `remat` is one of REMAT."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        self.config = config
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, remat: str = "none") -> None:
+        self.config, self.remat = config, remat
         self.embeddings = Embeddings(config, rngs)
         self.layers = nnx.List([EncoderLayer(config, layer, rngs) for layer in config.layers])
         self.norm = None if config.preset == "bert" else Norm(config.width, bias=False, epsilon=epsilon(config))
@@ -189,7 +198,8 @@ class Model(nnx.Module):
         if self.config.preset == "modern":
             turns = {s: attention.rotary(positions_BT, s) for s in {layer.head_size for layer in self.config.layers}}
         for layer, shape, layer_key in zip(self.layers, self.config.layers, keys, strict=False):
-            x_BTD = hold(layer(x_BTD, segments_BT, turns.get(shape.head_size), layer_key), "BTD")
+            run = layer if self.remat == "none" else jax.checkpoint(layer, policy=REMAT[self.remat])
+            x_BTD = hold(run(x_BTD, segments_BT, turns.get(shape.head_size), layer_key), "BTD")
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
@@ -232,9 +242,9 @@ def initialise(config: ModelConfig, seed: int) -> Tree:
 
 
 @lru_cache
-def graphdef(config: ModelConfig) -> Any:
+def graphdef(config: ModelConfig, remat: str = "none") -> Any:
     """The structure that `nnx.merge(graphdef, params)` turns parameters into a model with."""
-    return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0), remat)))[0]
 
 
 def shapes(config: ModelConfig) -> Tree:

@@ -1,6 +1,5 @@
 """What one device can do, from its maker's data sheet, and the names by which a TPU slice is asked for."""
 
-import os
 import re
 import time
 from collections.abc import Callable
@@ -11,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lsp import LspError, nearest
+from lsp import recipe as recipes
+from lsp.train.memory import Memory, machine
 
 
 class Accelerator(NamedTuple):
@@ -48,6 +49,51 @@ ACCELERATORS = {
 TPUS = ("v4", "v5e", "v5p", "v6e")
 
 
+# What jax calls them; a GPU by a word in its name.
+TPU_NAMES = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+class Time(NamedTuple):
+    """Seconds of a step in each of three resources that work side by side; the slowest decides (Williams et al.,
+    2009). What is not hidden behind it comes on top: this is a lower bound, but for the share of the peak."""
+
+    compute: float
+    memory: float
+    network: float
+
+    @property
+    def step(self) -> float:
+        return max(self)
+
+    @property
+    def bound(self) -> str:
+        return max(zip(self, self._fields, strict=True))[1]
+
+
+def roofline(chip: Accelerator, train: recipes.Train, flops: float, taken: Memory, sent: float, mfu: float) -> Time:
+    """A step of `flops` FLOPs and `sent` bytes a device. State is read and written once a step and read twice more a
+    micro-batch, each temporary written and read once; what crosses between devices does so at the link's full rate."""
+    once, often = taken.parameters + taken.optimizer, taken.parameters + taken.gradients + taken.activations
+    moved = 2 * once + 2 * train.accumulate * often
+    return Time(flops / (chip.peak(train.precision) * mfu), moved / chip.bandwidth, sent / chip.link)
+
+
+def here() -> Accelerator:
+    """A device of this run: from the table, or measured if it is not there."""
+    name = jax.devices()[0].device_kind
+    word = next((word for word in ACCELERATORS if re.search(rf"\b{word}\b", name, re.IGNORECASE)), None)
+    known = TPU_NAMES.get(name, word)
+    return ACCELERATORS[known] if known else measure(jax.local_device_count())
+
+
 def find(name: str) -> Accelerator:
     """The row of the table. Raises LspError (exit 2) with the nearest name."""
     if name not in ACCELERATORS:
@@ -68,8 +114,7 @@ def measure(devices: int) -> Accelerator:
     times = [(_timed(lambda: product(a, a).block_until_ready()), _timed(whole.copy)) for _ in range(4)][1:]
     rate = 2 * 2048**3 / min(first for first, _ in times) / devices
     bandwidth = 2 * whole.nbytes / min(second for _, second in times) / devices
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / devices
-    return Accelerator(rate, rate, memory, bandwidth, bandwidth / 2, mfu=0.5)
+    return Accelerator(rate, rate, machine() / devices, bandwidth, bandwidth / 2, mfu=0.5)
 
 
 def _timed(run: Callable[[], Any]) -> float:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lsp import Exit, LspError, __version__, manifest
 from lsp import recipe as recipes
@@ -78,7 +77,7 @@ def _write(place: Path, refused: Refused, params: Any, plan: "Plan") -> None:
         "gradient_norm": _number(refused.norm),
         "parameter_norms": dict(zip(parts(params), map(_number, norms(params)), strict=True)),
         "objective": plan.objective.loss.__name__,
-        "model": nnx.merge(plan.graphdef, params).config.to_dict(),
+        "model": plan.config.to_dict(),
         "train": dataclasses.asdict(plan.train),
         "mesh": dataclasses.asdict(plan.mesh),
         "devices": jax.device_count(),

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -16,68 +15,36 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from lsp import Exit, LspError, interrupt
+from lsp import Exit, LspError
 from lsp import recipe as recipes
 from lsp.data.masking import slots_for
 from lsp.model import cost, sharding
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import graphdef, shapes
+from lsp.model.encoder import shapes
+from lsp.train import memory
 from lsp.train import mesh as meshes
-from lsp.train import optimizer, replicas
-from lsp.train.accelerators import Accelerator
+from lsp.train.accelerators import Accelerator, Time, roofline
 from lsp.train.collectives import Collective, collectives
+from lsp.train.compiled import build, compile, policies
 from lsp.train.objectives import Objective, pretraining
-from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
+from lsp.train.step import Signals, TrainState, Update
 
 # What XLA's partitioner says when it finds no better way from one split to another.
 REMATERIALISED = "Involuntary full rematerialization"
 
 
-class Memory(NamedTuple):
-    """Bytes of one device during a step. Gradients are counted, not seen: a program has no name for them, so they are
-    taken off what it says of its temporaries."""
-
-    parameters: int
-    optimizer: int
-    batch: int
-    gradients: int
-    activations: int  # and every other temporary
-    program: int  # compiled code; of this machine's processor, what the process grew by while compiling
-    start: int  # the weights that a run began with and holds on to: on the host, which for a processor is the same
-
-    @property
-    def total(self) -> int:
-        return sum(self)
-
-
 class Step(NamedTuple):
     """A compiled step: what it takes on one device, the sizes of the mesh, what crosses between devices, bytes of a
-    checkpoint to go on from, and what went wrong with the sharding, in sentences. A step that is too large for the
-    TPU that it was compiled for has no collectives: its compiler stops there."""
+    checkpoint to go on from, what went wrong with the sharding, in sentences, and the policy of `train.remat`. A step
+    that is too large for the TPU that it was compiled for has no collectives: its compiler stops there."""
 
-    memory: Memory
+    memory: memory.Memory
     mesh: dict[str, int]
     collectives: list[Collective]
     checkpoint: int
     warnings: list[str]
     compile_seconds: float
-
-
-class Time(NamedTuple):
-    """Seconds of a step in each of three resources that work side by side; the slowest decides (Williams et al.,
-    2009). What is not hidden behind it comes on top: this is a lower bound, but for the share of the peak."""
-
-    compute: float
-    memory: float
-    network: float
-
-    @property
-    def step(self) -> float:
-        return max(self)
-
-    @property
-    def bound(self) -> str:
-        return max(zip(self, self._fields, strict=True))[1]
+    remat: str
 
 
 def tpu_slice(topology: str) -> Sequence[Any]:
@@ -114,43 +81,43 @@ def model(recipe: recipes.Pretrain) -> ModelConfig:
     return ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size).paired(recipe.data.next_sentence)
 
 
-def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], *, here: bool = False) -> Step:
-    """The step that `lsp pretrain` would run on these devices; `here` when they are this machine's processor and not
-    stand-ins for others, so that what the process needs is theirs too. Raises LspError (exit 2 or 5) when batch or mesh
-    do not fit them, and what XLA raises when memory does not suffice."""
+def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], room: float, *, here: bool = False) -> Step:
+    """The step that `lsp pretrain` would run on these devices of `room` bytes each; `here` when they are this machine's
+    processor and not stand-ins for others, so that what the process needs is theirs too. Raises LspError (exit 2 or 5)
+    when batch or mesh do not fit them, and what XLA raises when memory does not suffice."""
+    for remat in policies(recipe.train.remat):
+        step = _compiled(recipe, devices, remat, here)
+        if step.memory.total <= room:
+            break
+    return step
+
+
+def _compiled(recipe: recipes.Pretrain, devices: Sequence[Any], remat: str, here: bool) -> Step:
     mesh = meshes.make(recipe.mesh, devices, recipe.replicas.count)
     meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh, recipe.replicas.count)
-    config, train = model(recipe), recipe.train
+    config = model(recipe)
     with jax.set_mesh(mesh):
-        tx = optimizer.make(train)
-        alone = make_update(
-            graphdef(config), Objective(pretraining(config)), tx, accumulate=train.accumulate, precision=train.precision
-        )
-        update = replicas.delayed(alone, recipe.replicas, mesh)
+        objective = Objective(pretraining(config))
+        update, train_step = build(config, objective, recipe.train, recipe.replicas, mesh, remat)
         state, batch = _state(config, update, mesh), _batch(recipe, mesh)
-        step = make_train_step(update, seed=train.seed, spike=train.spike)
-        began, before = monotonic(), resident()
+        began, before = monotonic(), memory.resident()
         with _said() as said:
             said_by_each = jax.ShapeDtypeStruct((mesh.size,), jnp.float32, sharding=meshes.everywhere(mesh))
             signals = Signals(said_by_each, said_by_each)
-            lowered = step.lower(state, None, batch, jax.ShapeDtypeStruct((), jnp.int32), signals)
+            lowered = train_step.lower(state, None, batch, jax.ShapeDtypeStruct((), jnp.int32), signals)
             try:
-                compiled = interrupt.apart(lowered.compile)
+                compiled = compile(lowered, remat, mesh)
             except jax.errors.JaxRuntimeError as error:
-                memory, found = _too_large(str(error), state, batch), []
+                taken, found = _too_large(str(error), state, batch), []
             else:
-                stats = compiled.memory_analysis()
-                # What a step returns beside the state that it overwrites is a few numbers, if donation worked.
-                temporaries = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-                memory = _memory(state, batch, temporaries, stats.generated_code_size_in_bytes)
+                taken, found = memory.of(compiled, state, batch), collectives(compiled.as_text(), mesh.size)
                 if here:
-                    start = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state.params))
-                    memory = memory._replace(program=max(0, resident() - before), start=start)
-                found = collectives(compiled.as_text(), mesh.size)
+                    program, start = max(0, memory.resident() - before), memory.size(state.params)
+                    taken = taken._replace(program=program, start=start)
         took = monotonic() - began
     checkpoint = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state))
     warnings = [*_rematerialised(said), *_gathered(found, state.params, mesh)]
-    return Step(memory, dict(mesh.shape), found, checkpoint, warnings, took)
+    return Step(taken, dict(mesh.shape), found, checkpoint, warnings, took, remat)
 
 
 def slots(recipe: recipes.Pretrain) -> int:
@@ -161,19 +128,23 @@ def slots(recipe: recipes.Pretrain) -> int:
 def flops(recipe: recipes.Pretrain) -> int:
     """FLOPs of a step over all devices, of needed work only: nothing computed again, nothing but products."""
     length = recipe.data.sequence_length
-    row = cost.forward_flops(model(recipe), length, slots(recipe))
+    row = cost.forward_flops(model(recipe), length, length * length, slots(recipe))
     return 3 * row * recipe.train.batch_size
 
 
 def time(recipe: recipes.Pretrain, step: Step, devices: int, accelerator: Accelerator, mfu: float) -> Time:
-    """A step by a roofline. State is read and written once a step and read twice more a micro-batch, each temporary
-    written and read once; what crosses between devices does so at the link's full rate."""
-    memory, parts = step.memory, recipe.train.accumulate
-    once, often = memory.parameters + memory.optimizer, memory.parameters + memory.gradients + memory.activations
-    moved = 2 * once + 2 * parts * often
+    """A step by a roofline."""
     sent = sum(each.bytes for each in step.collectives)
-    peak = accelerator.peak(recipe.train.precision)
-    return Time(flops(recipe) / devices / (peak * mfu), moved / accelerator.bandwidth, sent / accelerator.link)
+    # Of the forward pass, a third of the step, what is computed again; `dots` leaves out products with weights.
+    again = {"none": 0.0, "dots": _attention(recipe), "full": 1.0}[step.remat] / 3
+    return roofline(accelerator, recipe.train, (1 + again) * flops(recipe) / devices, step.memory, sent, mfu)
+
+
+def _attention(recipe: recipes.Pretrain) -> float:
+    """The share of the forward pass that is products of tokens with tokens."""
+    config, length = model(recipe), recipe.data.sequence_length
+    pairs = length * length
+    return cost.forward_flops(config, 0, pairs) / cost.forward_flops(config, length, pairs, slots(recipe))
 
 
 def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
@@ -197,21 +168,14 @@ def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
     }
 
 
-def _memory(state: TrainState, batch: Any, temporaries: int, program: int) -> Memory:
-    parameters = _bytes(state.params)
-    gradients = min(parameters, temporaries)
-    activations = temporaries - gradients
-    return Memory(parameters, _bytes(state.opt_state), _bytes(batch), gradients, activations, program, 0)
-
-
-def _too_large(text: str, state: TrainState, batch: Any) -> Memory:
+def _too_large(text: str, state: TrainState, batch: Any) -> memory.Memory:
     """The memory of a step that the TPU compiler refuses, from its own words; any other text is an error."""
     match = re.search(r"temporaries \(([\d.]+)([MGT])\)|Used ([\d.]+)([MGT]) of", text)
     if match is None:
         raise RuntimeError(text)
     number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
     used = round(float(number) * {"M": 2**20, "G": 2**30, "T": 2**40}[unit])
-    return _memory(state, batch, used if match[1] else used - _bytes((state, batch)), 0)
+    return memory.parted(state, batch, used if match[1] else used - memory.size((state, batch)), 0)
 
 
 def _rematerialised(said: list[str]) -> Iterator[str]:
@@ -237,20 +201,6 @@ def _gathered(found: list[Collective], params: Any, mesh: Mesh) -> Iterator[str]
         for shape in each.shapes if each.kind in ("all-gather", "all-to-all") else ():
             if tuple(sorted(size for size in shape if size > 1)) not in known and 2 * math.prod(shape) > 1e6:
                 yield f"an {each.kind} over {each.group} devices moves {list(shape)}, which is no parameter"
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of a tree's shards on one device."""
-    leaves = jax.tree.leaves(tree)
-    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-
-
-def resident() -> int:
-    """Bytes of memory that this process has; 0 where there is no /proc."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 @contextmanager

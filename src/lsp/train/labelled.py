@@ -13,7 +13,6 @@ from lsp import recipe as recipes
 from lsp.data import batches, tasks
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import graphdef
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
@@ -63,6 +62,7 @@ def plan(
     mesh: recipes.Mesh,
     clock: Clock,
     transform: optax.GradientTransformation | None = None,
+    teacher: ModelConfig | None = None,
 ) -> Plan:
     """A plan over the sets; `train` must have its steps counted (`counted`). Raises LspError (exit 2)."""
     if train.batch_start:
@@ -70,7 +70,7 @@ def plan(
     dataset = batches.labelled(sets.train, batch_size=train.batch_size, seed=train.seed)
     classifier = Classifier(config)
     return Plan(
-        graphdef=graphdef(config),
+        config=config,
         params=params,
         objective=objective,
         batches=lambda first, last: batches.read_ahead(dataset, first, last),
@@ -79,6 +79,7 @@ def plan(
         mesh=mesh,
         clock=clock,
         transform=transform,
+        teacher=teacher,
         rows=batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed),
         decode=sets.train.decode,
     )

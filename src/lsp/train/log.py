@@ -4,14 +4,14 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lsp.train import energy, processes
+from lsp.train import energy, memory, processes
 from lsp.train.metrics import Mean, value
 from lsp.train.trackers import Tracker
 from lsp.train.watch import Refused
@@ -20,10 +20,16 @@ Batch = dict[str, np.ndarray]
 
 
 class Meter:
-    """Rates over steps that ran back to back; the one after a pause (compiling, evaluating) is not counted."""
+    """Rates over steps that ran back to back; the one after a pause (compiling, evaluating) is not counted.
 
-    def __init__(self) -> None:
+    `flops` says what a step needs for a batch (`cost.needed_flops`, three times, and a teacher's).
+    """
+
+    def __init__(self, flops: Callable[[Batch], int] = lambda batch: 0) -> None:
+        self.flops = flops
         self.useful, self.tokens, self.seconds, self.compile_seconds = 0, 0, 0.0, 0.0
+        self.steps = self.needed = 0
+        self.resident = memory.resident()  # before the run
         self.waited = self.waiting_now = 0.0
         self.last: float | None = None
         self.energy = energy.Energy(energy.counters(gpus=jax.default_backend() == "gpu"))
@@ -35,14 +41,17 @@ class Meter:
         self.waiting_now += time.monotonic() - began
         return batch
 
-    def step(self, useful: int, tokens: int) -> None:
-        """A step of `tokens`, `useful` of them no padding, is done."""
+    def step(self, batch: Batch) -> int:
+        """A step with this batch is done; its useful tokens, those that are no padding."""
         now = time.monotonic()
         self.energy.sample()
+        useful = int((batch["segments"] > 0).sum())
         if self.last is not None:
-            self.useful, self.tokens = self.useful + useful, self.tokens + tokens
+            self.useful, self.tokens = self.useful + useful, self.tokens + batch["segments"].size
             self.seconds, self.waited = self.seconds + now - self.last, self.waited + self.waiting_now
+            self.steps, self.needed = self.steps + 1, self.needed + self.flops(batch)
         self.last, self.waiting_now = now, 0.0
+        return useful
 
     def pause(self) -> None:
         self.last = None
@@ -105,9 +114,7 @@ class Log:
         if not metrics.pop("ok"):
             self.meter.pause()
             return Refused(step - 1, value(metrics["loss"]), norm, batch)
-        useful = int((batch["segments"] > 0).sum())
-        self.meter.step(useful, batch["segments"].size)
-        self.tokens += useful
+        self.tokens += self.meter.step(batch)
         metrics["gradient_norm"] = Mean(norm, 1.0)
         for name, mean in metrics.items():
             self.sums[name] = self.sums.get(name, Mean(0.0, 0.0)) + Mean(float(mean.total), float(mean.count))

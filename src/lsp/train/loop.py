@@ -15,13 +15,16 @@ from jax.sharding import Mesh
 
 from lsp import Exit, Stopped, interrupt
 from lsp import recipe as recipes
+from lsp.model import cost
+from lsp.model.config import ModelConfig
 from lsp.steps import Steps
-from lsp.train import blackbox, optimizer, processes, replicas, watch
+from lsp.train import account, blackbox, optimizer, processes, replicas, watch
 from lsp.train import mesh as meshes
 from lsp.train.clock import Clock
+from lsp.train.compiled import Compiled, build
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
-from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
+from lsp.train.step import Signals, TrainState, Update
 from lsp.train.trackers import Tracker
 
 ALONE = recipes.Replicas()
@@ -32,7 +35,7 @@ class Plan:
     """What to train. `batches(start, stop)` yields the host batches of those steps, `evaluate(params)` measures on
     held-out data, `clock` says when to end, `transform` is chained after the optimizer (pruning's masks)."""
 
-    graphdef: Any
+    config: ModelConfig
     params: Any
     objective: Objective
     batches: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
@@ -42,6 +45,7 @@ class Plan:
     clock: Clock
     transform: optax.GradientTransformation | None = None
     replicas: recipes.Replicas = ALONE
+    teacher: ModelConfig | None = None  # that the objective reads, to count what it costs
     # For the black box: which rows of the data a step's batch holds, and the text of a row of tokens.
     rows: Callable[[int], np.ndarray] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
@@ -49,8 +53,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Finished parameters on the host, held-out metrics, and what this process spent (`Meter.summary`). Rates leave out
-    compiling, evaluating and saving."""
+    """Finished parameters on the host, held-out metrics, and what this process spent (`account.summary`). Rates leave
+    out compiling, evaluating and saving."""
 
     params: Any
     step: int
@@ -86,163 +90,139 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
         meshes.check_batch(train.batch_start, 1, mesh, copies)
     replicas.check(plan.replicas, train)
     with jax.set_mesh(mesh):
-        tx = optimizer.make(train, plan.transform)
-        alone = make_update(
-            plan.graphdef,
-            plan.objective,
-            tx,
-            accumulate=train.accumulate,
-            full=train.batch_size // copies,
-            precision=train.precision,
-        )
-        update = replicas.delayed(alone, plan.replicas, mesh)
-        steps = Steps(path / "train", train.keep, progress.warn)
-        start, state, seconds = _start(plan, update, mesh, steps)
+        loop = _Loop(plan, path, mesh, progress, trackers)
+        loop.run()
+        progress.say(f"evaluating after {loop.done} steps")
+        params = optimizer.weights(loop.state.params, loop.state.opt_state)
+        metrics = plan.evaluate(params)
+        loop.log.evaluated(loop.done, metrics)
+        params = meshes.gathered(params)
+        skipped = int(loop.state.recent.skipped)
+        rates = account.summary(loop.meter, loop.step, train)
+    return Fitted(params, loop.done, metrics, time.monotonic() - began, skipped, rates)
+
+
+class _Loop:
+    """A run under way: `done` steps are made, `state` is what they led to, and `saved` of them are on disk."""
+
+    def __init__(self, plan: Plan, path: Path, mesh: Mesh, progress: Any, trackers: Sequence[Tracker]) -> None:
+        self.plan, self.path, self.mesh, self.progress = plan, path, mesh, progress
+        self.steps = Steps(path / "train", plan.train.keep, progress.warn)
+        start, self.state, seconds = self._start()
         plan.clock.add(seconds)
         if start:
             progress.say(f"continuing from step {start}")
         if processes.first():
             plan.clock.check()
-        meter = Meter()
-        step = Compiled(make_train_step(update, seed=train.seed, spike=train.spike), mesh, meter)
-        frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
-        log = Log(path / "metrics.jsonl", start, meter, trackers)
+        self.meter = Meter(lambda batch: cost.training_flops(plan.config, batch, plan.teacher))
+        self.step = Compiled(lambda remat: self._build(remat)[1], plan.train.remat, mesh, self.meter, progress.say)
+        self.frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
+        self.log = Log(path / "metrics.jsonl", start, self.meter, trackers)
+        self.log.skipped = int(self.state.recent.skipped)
+        self.end = plan.train.steps or sys.maxsize
+        self.done = self.saved = start
+        self.batches = plan.batches(start, self.end)
+        self.rate, self.share = optimizer.schedule(plan.train), 0.0
 
-        def restore() -> TrainState:
-            return _start(plan, update, mesh, steps)[1]
+    def run(self) -> None:
+        """Steps until the run is over."""
+        train = self.plan.train
+        with interrupt.holding(), self.progress.task("training", train.steps or None) as bar:
+            try:
+                if train.on_divergence == "rewind" and not self.done:
+                    self.steps.save(0, self._saved())
+                while not self.over() or (self.refused() and not self.over()):
+                    if self.log.stop:
+                        raise Stopped(Exit.of(self.log.stop))
+                    if self.advance():
+                        self.report(bar)
+                if self.done % train.log_every:
+                    self.write(bar)
+                self.save()
+            except Stopped:
+                if processes.alone() or self.log.stop:  # else the others do not know, and would not save with this one
+                    self.save()
+                self.progress.say(f"stopping after step {self.done}")
+                raise
+            finally:
+                self.steps.wait()
 
-        done, state = _train(plan, path, step, start, state, frozen, steps, restore, log, progress)
-        progress.say(f"evaluating after {done} steps")
-        params = optimizer.weights(state.params, state.opt_state)
-        metrics = plan.evaluate(params)
-        log.evaluated(done, metrics)
-        params = meshes.gathered(params)
-        skipped = int(state.recent.skipped)
-    return Fitted(params, done, metrics, time.monotonic() - began, skipped, meter.summary())
+    def over(self) -> bool:
+        """Whether all steps are made, or the time is up: on that all processes agreed with the step before."""
+        return self.done >= self.end or self.log.progress >= 1
 
-
-def _start(plan: Plan, update: Update, mesh: Mesh, steps: Steps) -> tuple[int, TrainState, float]:
-    """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
-
-    def first(params: Any) -> TrainState:
-        with jax.numpy_dtype_promotion("standard"):
-            return TrainState(jnp.int32(0), params, update.init(params))
-
-    shapes = jax.eval_shape(first, plan.params)
-    places = meshes.place(shapes, mesh)
-    like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
-    found = steps.latest(Saved(like, np.zeros(())))
-    if found is not None:
-        done, saved = found
-        return done, saved.state, float(saved.seconds)
-    return 0, jax.jit(first, out_shardings=places)(meshes.spread(plan.params, places.params)), 0.0
-
-
-def _train(
-    plan: Plan,
-    path: Path,
-    step: "Compiled",
-    start: int,
-    state: TrainState,
-    frozen: Any,
-    steps: Steps,
-    restore: Callable[[], TrainState],
-    log: Log,
-    progress: Any,
-) -> tuple[int, TrainState]:
-    """Steps from `start` until the run is over: how many are done then, and the state after them."""
-    train, clock = plan.train, plan.clock
-    rate = optimizer.schedule(train)
-    end = train.steps or sys.maxsize
-    batches = plan.batches(start, end)
-    done, saved, share = start, start, 0.0
-    log.skipped = int(state.recent.skipped)
-
-    def refused() -> bool:
-        """Waits for the newest step. True if the watch refused it, and the run goes on from another state."""
-        nonlocal done, state, batches
-        bad = log.settle()
-        if bad is None:
+    def advance(self) -> bool:
+        """One step. False where the watch refused the one before it: then this one changed nothing either."""
+        batch = self.meter.waiting(self.batches)
+        self.share = self.plan.clock.progress(self.done, self.plan.train.steps)
+        signals = meshes.each(Signals(self.share, interrupt.asked()), self.mesh)
+        overflow = batch.pop("overflow", None)
+        self.state, metrics = self.step(self.state, self.frozen, batch, np.int32(self.done), signals)
+        if self.refused():
             return False
-        box = blackbox.write(path, bad, state.params, plan, progress.warn)
-        state = watch.answer(bad, state, train.on_divergence, restore, progress.warn, box)
-        done, log.skipped = int(state.step), int(state.recent.skipped)
-        batches = plan.batches(done, end)
-        if train.on_divergence == "rewind":
-            save()  # so that a killed run takes the same road
+        self.done += 1
+        self.log.add(self.done, metrics, batch, 0 if overflow is None else int(overflow))
         return True
 
-    def save() -> None:
-        nonlocal saved
-        refused()
-        if done > saved:
-            steps.save(done, Saved(state, np.array(clock.seconds())))
-            saved = done
+    def refused(self) -> bool:
+        """Waits for the newest step. True if the watch refused it, and the run goes on from another state."""
+        bad, train = self.log.settle(), self.plan.train
+        if bad is None:
+            return False
+        box = blackbox.write(self.path, bad, self.state.params, self.plan, self.progress.warn)
+        self.state = watch.answer(
+            bad, self.state, train.on_divergence, lambda: self._start()[1], self.progress.warn, box
+        )
+        self.done, self.log.skipped = int(self.state.step), int(self.state.recent.skipped)
+        self.batches = self.plan.batches(self.done, self.end)
+        if train.on_divergence == "rewind":
+            self.save()  # so that a killed run takes the same road
+        return True
 
-    def over() -> bool:
-        """Whether all steps are made, or the time is up: on that all processes agreed with the step before."""
-        return done >= end or log.progress >= 1
+    def report(self, bar: Any) -> None:
+        """What is due after a step: a line of metrics, a save, an evaluation."""
+        train, done = self.plan.train, self.done
+        if done % train.log_every == 0:
+            self.write(bar)
+        else:
+            bar.update(done)
+        if done % train.checkpoint_every == 0:
+            self.save()
+        if train.evaluate_every and done % train.evaluate_every == 0 and done < train.steps:
+            self.log.evaluated(done, self.plan.evaluate(self.state.params))
 
-    def write() -> None:
-        number = done
-        refused()
-        if done == number and log.sums:
-            bar.update(done, **clock.left(), **log.write(done, learning_rate=float(rate(share))))
+    def write(self, bar: Any) -> None:
+        done, left = self.done, self.plan.clock.left()
+        self.refused()
+        if self.done == done and self.log.sums:
+            bar.update(done, **left, **self.log.write(done, learning_rate=float(self.rate(self.share))))
 
-    with interrupt.holding(), progress.task("training", train.steps or None) as bar:
-        try:
-            if train.on_divergence == "rewind" and not start:
-                steps.save(0, Saved(state, np.array(clock.seconds())))
-            while not over() or (refused() and not over()):
-                if log.stop:
-                    raise Stopped(Exit.of(log.stop))
-                batch = log.meter.waiting(batches)
-                share = clock.progress(done, train.steps)
-                signals = meshes.each(Signals(share, interrupt.asked()), step.mesh)
-                overflow = batch.pop("overflow", None)
-                state, metrics = step(state, frozen, batch, np.int32(done), signals)
-                if refused():  # the step before: this one changed nothing
-                    continue
-                done += 1
-                log.add(done, metrics, batch, 0 if overflow is None else int(overflow))
-                if done % train.log_every == 0:
-                    write()
-                else:
-                    bar.update(done)
-                if done % train.checkpoint_every == 0:
-                    save()
-                if train.evaluate_every and done % train.evaluate_every == 0 and done < train.steps:
-                    log.evaluated(done, plan.evaluate(state.params))
-            if done % train.log_every:
-                write()
-            save()
-        except Stopped:
-            if processes.alone() or log.stop:  # else the others do not know of it, and would not save with this one
-                save()
-            progress.say(f"stopping after step {done}")
-            raise
-        finally:
-            steps.wait()
-    return done, state
+    def save(self) -> None:
+        self.refused()
+        if self.done > self.saved:
+            self.steps.save(self.done, self._saved())
+            self.saved = self.done
 
+    def _saved(self) -> Saved:
+        return Saved(self.state, np.array(self.plan.clock.seconds()))
 
-class Compiled:
-    """A jitted step that takes host batches, compiled ahead for each of their shapes, so that compiling is counted
-    apart and can be interrupted."""
+    def _build(self, remat: str) -> tuple[Update, Any]:
+        plan = self.plan
+        return build(plan.config, plan.objective, plan.train, plan.replicas, self.mesh, remat, plan.transform)
 
-    def __init__(self, step: Any, mesh: Mesh, meter: "Meter") -> None:
-        self.step, self.mesh, self.meter = step, mesh, meter
-        self.compiled: dict[tuple[Any, ...], Any] = {}
+    def _start(self) -> tuple[int, TrainState, float]:
+        """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
+        update = self._build("none")[0]
 
-    def __call__(
-        self, state: TrainState, frozen: Any, host_batch: dict[str, np.ndarray], index: np.int32, signals: Signals
-    ) -> Any:
-        batch = meshes.send(host_batch, self.mesh)
-        shape = tuple((name, array.shape) for name, array in batch.items())
-        if shape not in self.compiled:
-            began = time.monotonic()
-            self.compiled[shape] = interrupt.apart(self.step.lower(state, frozen, batch, index, signals).compile)
-            processes.meet()  # collectives wait half a minute for each other, and compiling may take longer
-            self.meter.compile_seconds += time.monotonic() - began
-            self.meter.pause()
-        return self.compiled[shape](state, frozen, batch, index, signals)
+        def first(params: Any) -> TrainState:
+            with jax.numpy_dtype_promotion("standard"):
+                return TrainState(jnp.int32(0), params, update.init(params))
+
+        shapes = jax.eval_shape(first, self.plan.params)
+        places = meshes.place(shapes, self.mesh)
+        like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)
+        found = self.steps.latest(Saved(like, np.zeros(())))
+        if found is not None:
+            done, saved = found
+            return done, saved.state, float(saved.seconds)
+        return 0, jax.jit(first, out_shardings=places)(meshes.spread(self.plan.params, places.params)), 0.0

@@ -1,0 +1,38 @@
+"""What a run made of its devices, and how wrong a plan of it would have been."""
+
+from typing import Any
+
+import jax
+
+from lsp import recipe as recipes
+from lsp.train import accelerators
+from lsp.train.collectives import collectives
+from lsp.train.compiled import Compiled
+from lsp.train.log import Meter
+
+ENOUGH = 5.0  # seconds of steps; shorter runs say nothing of a device
+
+
+def summary(meter: Meter, step: Compiled, train: recipes.Train) -> dict[str, Any]:
+    """`Meter.summary` and: `mfu`, the share of the devices' peak that needed FLOPs have used (Chowdhery et al., 2022);
+    `planned`, what `lsp plan` expects of this step on these devices, each with its `error`, planned / measured - 1.
+
+    Runs of a few seconds, and processes other than the first, have none of both.
+    """
+    made = meter.summary()
+    if meter.seconds < ENOUGH or step.planned is None:
+        return made | {"mfu": None}
+    chip, devices = accelerators.here(), jax.device_count()
+    needed, seconds = meter.needed / meter.steps, meter.seconds / meter.steps
+    sent = sum(each.bytes for each in collectives(step.text(), devices)) if devices > 1 else 0
+    time = accelerators.roofline(chip, train, needed / devices, step.planned, sent, chip.mfu)
+    memory, measured = step.planned.total, made["peak_memory_bytes"] - meter.resident
+    return made | {
+        "mfu": needed / seconds / (devices * chip.peak(train.precision)),
+        "planned": {
+            "step_milliseconds": 1000 * time.step,
+            "step_error": time.step / seconds - 1,
+            "memory_bytes": memory,
+            "memory_error": memory / measured - 1 if measured > 0 else None,
+        },
+    }

@@ -1,0 +1,111 @@
+"""The training step as a program: put together from a recipe, compiled ahead for each shape of batch, and made to fit
+the memory by computing some things twice."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from lsp import console, interrupt
+from lsp import recipe as recipes
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import REMAT, graphdef
+from lsp.train import memory, optimizer, processes, replicas
+from lsp.train import mesh as meshes
+from lsp.train.log import Meter
+from lsp.train.objectives import Objective
+from lsp.train.step import Signals, TrainState, Update, make_train_step, make_update
+
+
+def build(
+    config: ModelConfig,
+    objective: Objective,
+    train: recipes.Train,
+    copies: recipes.Replicas,
+    mesh: Mesh,
+    remat: str,
+    after: optax.GradientTransformation | None = None,
+) -> tuple[Update, Any]:
+    """The update that a recipe asks for and the jitted step around it; `after` is chained behind the optimizer."""
+    alone = make_update(
+        graphdef(config, remat),
+        objective,
+        optimizer.make(train, after),
+        accumulate=train.accumulate,
+        full=train.batch_size // copies.count,
+        precision=train.precision,
+    )
+    update = replicas.delayed(alone, copies, mesh)
+    return update, make_train_step(update, seed=train.seed, spike=train.spike)
+
+
+def policies(remat: str) -> tuple[str, ...]:
+    """What `train.remat` allows, to be tried in this order."""
+    return tuple(REMAT) if remat == "auto" else (remat,)
+
+
+def compile(lowered: Any, remat: str, mesh: Mesh) -> Any:
+    """The program of a lowered step. XLA's CPU would take out the barriers around what is computed again, find that it
+    was computed before, and keep it."""
+    cpu = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if cpu and remat != "none" else None
+    return interrupt.apart(partial(lowered.compile, compiler_options=options))
+
+
+class Compiled:
+    """A step that takes host batches. `make(remat)` gives the jitted one. Compiling is counted apart and can be
+    interrupted; a step that does not fit the memory is compiled again with the next policy of `remat`."""
+
+    def __init__(
+        self, make: Callable[[str], Any], remat: str, mesh: Mesh, meter: Meter, say: Callable[[str], None]
+    ) -> None:
+        self.make, self.policies, self.mesh, self.meter, self.say = make, policies(remat), mesh, meter, say
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.planned: memory.Memory | None = None  # of the largest step so far
+        self.largest: Any = None
+
+    def __call__(
+        self, state: TrainState, frozen: Any, host_batch: dict[str, np.ndarray], index: np.int32, signals: Signals
+    ) -> Any:
+        batch = meshes.send(host_batch, self.mesh)
+        shape = tuple((name, array.shape) for name, array in batch.items())
+        if shape not in self.compiled:
+            began, before = time.monotonic(), memory.resident()
+            self.compiled[shape] = self._compile(state, frozen, batch, index, signals)
+            processes.meet()  # collectives wait half a minute for each other, and compiling may take longer
+            found = memory.of(self.compiled[shape], state, batch)
+            if jax.default_backend() == "cpu":
+                found = found._replace(program=max(0, memory.resident() - before), start=memory.size(state.params))
+            if self.planned is None or found.total > self.planned.total:
+                self.planned, self.largest = found, self.compiled[shape]
+            self.meter.compile_seconds += time.monotonic() - began
+            self.meter.pause()
+        return self.compiled[shape](state, frozen, batch, index, signals)
+
+    def text(self) -> str:
+        """The largest program, as XLA has it."""
+        return str(self.largest.as_text())
+
+    def _compile(self, state: TrainState, frozen: Any, batch: Any, *others: Any) -> Any:
+        """With the first policy whose step fits; those before it are not tried again."""
+        room = memory.usable()
+        while True:
+            lowered = self.make(self.policies[0]).lower(state, frozen, batch, *others)
+            try:
+                compiled = compile(lowered, self.policies[0], self.mesh)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or len(self.policies) == 1:
+                    raise
+                needed = "more memory than there is"
+            else:
+                total = memory.of(compiled, state, batch).total + memory.size(frozen)
+                if total <= room or len(self.policies) == 1:
+                    return compiled
+                needed = f"{console.size(total)} of {console.size(room)}"
+            before, self.policies = self.policies[0], self.policies[1:]
+            self.say(f"a step with train.remat={before} needs {needed}; compiling it with {self.policies[0]}")
