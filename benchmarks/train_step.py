@@ -27,6 +27,7 @@ def main() -> None:
     import numpy as np
 
     from lsp import recipe
+    from lsp.data.masking import slots_for
     from lsp.model.config import ModelConfig
     from lsp.model.encoder import graphdef, initialise
     from lsp.train import optimizer
@@ -34,7 +35,8 @@ def main() -> None:
     from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
     config = ModelConfig.from_recipe(recipe.Model(preset=options.preset), 8192)
-    rng, rows, length, slots = np.random.default_rng(0), 32, 128, 32
+    rng, rows, length = np.random.default_rng(0), 32, 128
+    slots = slots_for(0.15, length)
     batch = {
         "tokens": rng.integers(5, 8192, (rows, length), np.int32),
         "segments": np.ones((rows, length), np.int32),
