@@ -44,6 +44,7 @@ class Text:
     masking: Literal["token", "word", "span"] = key("token", "what is hidden together: single tokens, whole words, or spans of 1 to 10 words")
     next_sentence: bool = key(False, "rows are pairs of texts, and the model tells also whether the second follows the first, as in BERT (`bert` only); a line of the text is a sentence")
     text_field: str = key("text", "field of a `.jsonl` line, or column of a table, that holds the text")
+    client_field: str = key("", "field of a record, or column of a table, that says whose text it is: a client, for `replicas.clients`; a row then holds text of one")
     deduplicate: bool = key(False, "leave out documents that came before, white space at their ends aside")
 
 
@@ -99,6 +100,7 @@ class Mesh:
 class Replicas:
     count: int = key(1, "copies of the model that train apart, each on its share of the batch; divides `train.batch_size`")
     every: int = key(20, "steps between two meetings at which the copies are merged")
+    clients: float = key(0.0, "share of the clients (`data.client_field`) that train between two meetings, each a copy with a new optimizer that weighs as many rows as it has (federated averaging); sets `count`; 0 means that copies share all rows")
     outer: Literal["average", "nesterov"] = key("nesterov", "what a meeting does: the mean of the copies, or a step of Nesterov's momentum towards it (DiLoCo)")
     rate: float = key(0.7, "learning rate of that step")
     momentum: float = key(0.9, "momentum of that step")
@@ -186,7 +188,7 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),

@@ -77,6 +77,20 @@ def test_two_processes_train_as_one_with_two_devices_and_stop_together(text: Pat
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
+def test_a_run_that_moves_from_one_device_to_four_to_two_goes_down_the_same_curve(text: Path, tmp_path: Path):
+    for devices, lines in ((1, 12), (4, 30)):
+        process = start(text, tmp_path / "moved", 60, [], devices)
+        wait_for_steps(tmp_path / "moved", lines)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)
+        assert process.returncode == Exit.STOPPED, said
+        assert len(losses(tmp_path / "moved")) < 60
+    last = start(text, tmp_path / "moved", 60, [], devices=2)
+    still = start(text, tmp_path / "still", 60, [])
+    assert all(process.communicate(timeout=120) and process.returncode == 0 for process in (last, still))
+    assert losses(tmp_path / "moved") == pytest.approx(losses(tmp_path / "still"), rel=1e-5)
+
+
 def test_a_process_that_ends_with_an_error_ends_the_other_with_its_words(text: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.doc").write_text("mine")

@@ -58,17 +58,36 @@ def by_hand(plan: recipe.Replicas, batches: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("outer", ["average", "nesterov"])
 def test_copies_descend_apart_and_meet_as_by_hand(outer: str):
-    plan = recipe.Replicas(4, 3, outer)
+    plan = recipe.Replicas(4, 3, outer=outer)
     batches = np.random.default_rng(0).standard_normal((9, 8, 5)).astype(np.float32)
     found, state = run(plan, batches)
     np.testing.assert_allclose(found, by_hand(plan, batches), rtol=1e-5, atol=1e-6)
     assert state.local[1].tolist() == [9] * 4, "each copy has an inner state of its own"
 
 
+def test_clients_weigh_as_many_examples_as_they_have_and_leave_nothing_behind():
+    plan = recipe.Replicas(2, 2, 0.5, "average")
+    batches = np.random.default_rng(2).standard_normal((4, 4, 3)).astype(np.float32)
+    examples = np.array([[3, 1], [3, 1], [1, 1], [1, 1]], np.float32)
+    mesh = meshes.make(recipe.Mesh(), replicas=2)
+    params, copies = jnp.zeros(3), np.zeros((2, 3))
+    with jax.set_mesh(mesh):
+        update = replicas.delayed(Update(lambda params: jnp.int32(0), descend), plan, mesh)
+        state, step = update.init(params), jax.jit(update.update)
+        for number, (batch, own) in enumerate(zip(batches, examples, strict=True), 1):
+            data = {"x": batch, "examples": np.repeat(own, 2)}
+            params, state, *_ = step(params, state, None, data, jax.random.key(0), jnp.float32(0))
+            copies = copies - RATE * (copies - batch.reshape(2, 2, 3).mean(1))
+            if number % 2 == 0:
+                copies = np.tile((own[:, None] * copies).sum(0) / own.sum(), (2, 1))
+                np.testing.assert_allclose(params, copies[0], rtol=1e-5, atol=1e-6)
+                assert state.local[1].tolist() == [0, 0], "the next clients begin with new optimizers"
+
+
 def test_meeting_at_every_step_is_synchronous_training():
     batches = np.random.default_rng(1).standard_normal((4, 8, 5)).astype(np.float32)
     params = np.zeros(5)
-    found, _ = run(recipe.Replicas(4, 1, "average"), batches)
+    found, _ = run(recipe.Replicas(4, 1, outer="average"), batches)
     for merged, batch in zip(found, batches, strict=True):
         params = params - RATE * (params - batch.mean(0))
         np.testing.assert_allclose(merged, params, rtol=1e-5, atol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress.quantize import dequantize
-from lsp.data import batches, parts, shards, text
+from lsp.data import batches, clients, parts, shards, text
 from lsp.data.masking import drawing
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
@@ -97,6 +97,18 @@ def _length(recipe: recipes.Pretrain, rows: shards.Rows | shards.Subset) -> batc
     return batches.Growth(data.length_start or full, full, round(data.length_warmup * train.steps), keys)
 
 
+def _rounds(recipe: recipes.Pretrain, rows: shards.Rows | shards.Subset) -> clients.Rounds | None:
+    """Who trains when, with `replicas.clients`. Raises LspError (exit 2) where that can't be."""
+    copies, train = recipe.replicas, recipe.train
+    if not copies.clients:
+        return None
+    if train.batch_start:
+        raise LspError("train.batch_start does not go together with replicas.clients.", hint="Leave it out.")
+    whole = rows.rows if isinstance(rows, shards.Subset) else rows
+    owned = whole.owned(rows.numbers(np.arange(len(rows))))
+    return clients.Rounds(owned, copies.clients, copies.every, train.batch_size, train.seed)
+
+
 def _plan(
     recipe: recipes.Pretrain,
     config: ModelConfig,
@@ -110,7 +122,8 @@ def _plan(
     train = recipe.train
     first = train.batch_start or train.batch_size
     growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
-    length = _length(recipe, rows)
+    length, rounds = _length(recipe, rows), _rounds(recipe, rows)
+    copies = dataclasses.replace(recipe.replicas, count=rounds.copies) if rounds else recipe.replicas
     dataset = batches.pretraining(
         rows,
         batch_size=first,
@@ -119,11 +132,14 @@ def _plan(
         mask_rate_end=recipe.data.mask_rate_end,
         steps=growth.before(train.steps),
         draw=drawing(recipe.data.masking, words),
+        rounds=rounds,
     )
     units = batches.row_numbers(rows, batch_size=first, seed=train.seed)
     meter = Pretraining(config)
 
     def numbers(step: int) -> np.ndarray:
+        if rounds:
+            return rows.numbers(rounds(step)[0])
         return rows.numbers(np.concatenate([units[i] for i in range(growth.before(step), growth.before(step + 1))]))
 
     return Plan(
@@ -135,7 +151,7 @@ def _plan(
         train=train,
         mesh=recipe.mesh,
         clock=clock,
-        replicas=recipe.replicas,
+        replicas=copies,
         rows=numbers,
         decode=words.decode,
     )

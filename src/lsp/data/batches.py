@@ -18,6 +18,7 @@ import numpy as np
 
 from lsp import LspError
 from lsp.data import pairs
+from lsp.data.clients import Rounds
 from lsp.data.masking import Draw, Rates, mask, single_tokens, slots_for, slots_seen
 from lsp.data.shards import Rows, Subset, segments
 from lsp.data.tasks import Table
@@ -45,6 +46,7 @@ def pretraining(
     mask_rate_end: float = 0.0,
     steps: int = 0,
     draw: Draw = single_tokens,
+    rounds: Rounds | None = None,
 ) -> "MapDataset":
     """Endless masked batches; `dataset[step]` is the same whoever asks and whenever.
 
@@ -54,7 +56,8 @@ def pretraining(
     pair_weights float32 [B], which add up to what the weights of the masked positions do.
 
     The mask rate goes from `mask_rate` to `mask_rate_end` (0 means that it stays) as `Rates` says, and K with it, in
-    steps. Raises LspError (exit 2) when the rate should change and the number of steps is not known.
+    steps. With `rounds` it is clients that choose the rows, and examples float32 [B] says how many each one's has.
+    Raises LspError (exit 2) when the rate should change and the number of steps is not known.
     """
     rates = Rates(mask_rate, mask_rate_end or mask_rate, steps)
     if rates.first != rates.last and steps < 1:
@@ -70,8 +73,20 @@ def pretraining(
 
     def batch_at(step: int, chosen: np.ndarray) -> Batch:
         epochs = (step * batch_size + np.arange(batch_size)) // len(rows)
+        return masked(step, chosen, epochs)
+
+    def masked(step: int, chosen: np.ndarray, epochs: np.ndarray) -> Batch:
         return _masked(rows, chosen, epochs, seed, rates.at(step), slots[rates.highest(step)], draw)
 
+    def of_clients(step: int) -> Batch:
+        assert rounds is not None
+        chosen, passes, examples = rounds(step)
+        return masked(int(step), chosen, passes) | {"examples": examples}
+
+    if rounds is not None:
+        from grain import MapDataset
+
+        return MapDataset.range(sys.maxsize).map(of_clients)
     return row_numbers(rows, batch_size=batch_size, seed=seed).map_with_index(batch_at)
 
 

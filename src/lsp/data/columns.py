@@ -16,6 +16,16 @@ ROWS = 256  # read at once; a row may be a whole book
 def strings(path: str, field: str, read: Callable[[int], object] | None = None) -> Iterator[str]:
     """The texts of the column `field`, row by row; rows without one, or with blank text, are passed over.
 
+    `read` is told about how many stored bytes were read. Raises LspError as `values` does.
+    """
+    return (document for (document,) in values(path, (field,), read) if document is not None and document.strip())
+
+
+def values(
+    path: str, fields: tuple[str, ...], read: Callable[[int], object] | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """The columns `fields`, of which the first holds text, row by row.
+
     `read` is told about how many stored bytes were read. Raises LspError: exit 3 for a damaged file and a column that
     is missing or holds no text, 5 without pyarrow.
     """
@@ -26,16 +36,16 @@ def strings(path: str, field: str, read: Callable[[int], object] | None = None) 
     stored, row = files.size([path]), 0
     with files.opened(path) as raw:
         try:
-            rows, batches = _batches(raw, path, field)
+            rows, batches = _batches(raw, path, fields)
             for batch in batches:
-                column = batch.column(field)
+                column, *others = (batch.column(field) for field in fields)
                 if not _holds_text(column.type):
                     raise unusable(
-                        f"{title(path)}: the column '{field}' holds {column.type}, not text.",
+                        f"{title(path)}: the column '{fields[0]}' holds {column.type}, not text.",
                         f"Columns there: {', '.join(batch.schema.names)}. Name one with --set data.text_field=NAME.",
                     )
                 for start in range(0, len(column), ROWS):
-                    yield from filter(_is_text, column.slice(start, ROWS).to_pylist())
+                    yield from zip(*(c.slice(start, ROWS).to_pylist() for c in (column, *others)), strict=True)
                 row += len(column)
                 if read is not None:
                     read(stored * row // rows if rows else raw.tell())
@@ -48,30 +58,31 @@ def strings(path: str, field: str, read: Callable[[int], object] | None = None) 
             ) from None
 
 
-def _batches(raw: Any, path: str, field: str) -> tuple[int, Iterator[Any]]:
+def _batches(raw: Any, path: str, fields: tuple[str, ...]) -> tuple[int, Iterator[Any]]:
     """How many rows there are (0 when the file does not say) and the batches that hold them."""
     from pyarrow import ipc, parquet
 
     first = raw.peek(8)[:8]
     if first.startswith(b"PAR1"):
         file = parquet.ParquetFile(raw, buffer_size=1 << 20, pre_buffer=False)
-        _need(field, file.schema_arrow.names, path)
-        return file.metadata.num_rows, file.iter_batches(batch_size=ROWS, columns=[field])
+        _need(fields, file.schema_arrow.names, path)
+        return file.metadata.num_rows, file.iter_batches(batch_size=ROWS, columns=list(fields))
     if first.startswith(b"ARROW1"):
         table = ipc.open_file(raw)
-        _need(field, table.schema.names, path)
+        _need(fields, table.schema.names, path)
         return 0, (table.get_batch(index) for index in range(table.num_record_batches))
     stream = ipc.open_stream(raw)
-    _need(field, stream.schema.names, path)
+    _need(fields, stream.schema.names, path)
     return 0, iter(stream)
 
 
-def _need(field: str, names: list[str], path: str) -> None:
-    if field not in names:
-        raise unusable(
-            f"{title(path)}: no column '{field}'.{nearest(field, names)}",
-            f"Columns there: {', '.join(names) or 'none'}. Name one with --set data.text_field=NAME.",
-        )
+def _need(fields: tuple[str, ...], names: list[str], path: str) -> None:
+    for field, key in zip(fields, ("text_field", "client_field"), strict=False):
+        if field not in names:
+            raise unusable(
+                f"{title(path)}: no column '{field}'.{nearest(field, names)}",
+                f"Columns there: {', '.join(names) or 'none'}. Name one with --set data.{key}=NAME.",
+            )
 
 
 def _holds_text(kind: Any) -> bool:
@@ -79,7 +90,3 @@ def _holds_text(kind: Any) -> bool:
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)
-
-
-def _is_text(value: str | None) -> bool:
-    return value is not None and bool(value.strip())

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lsp import Exit, LspError, interrupt, lock, manifest, recipe
-from lsp.data import corpus, duplicates, files, shards
+from lsp.data import clients, corpus, duplicates, files, shards
 from lsp.data.corpus import Slice
 from lsp.data.shards import MIXTURE, Counts, Rows, Shard
 from lsp.data.tokenizer import FILE, Tokenizer, learn, sample
@@ -45,11 +45,11 @@ def prepare(
     if (path / "rows").is_dir():
         shutil.rmtree(place, ignore_errors=True)
         return Rows.open(path).counts
-    given = files.sources(arguments)
+    place.mkdir(parents=True, exist_ok=True)
+    given = _sources(arguments, place / "clients", data)
     slices = corpus.slices(given)
     number, of = part or (1, 1)
     first, last = len(slices) * (number - 1) // of, len(slices) * number // of
-    place.mkdir(parents=True, exist_ok=True)
     words = _tokenizer(slices, path, data, tokenizer, seed, progress)
     there = sum(_counts(place / _name(number)).tokens for number in range(first, last))
     _foretell(slices[first:last], path, there, data, words, progress)
@@ -73,8 +73,17 @@ def prepare(
         return sum((_counts(place / _name(number)) for number in range(first, last)), Counts())
     if data.next_sentence:
         _refuse_one(sum((_counts(place / _name(number)) for number in range(len(slices))), Counts()))
-    _join(slices, given, place, path)
+    _join(slices, given, place, path, weighted=not data.client_field)
     return Rows.open(path).counts
+
+
+def _sources(arguments: Sequence[str], place: Path, data: recipe.Text) -> list[files.Source]:
+    """What the arguments name, or each client in it."""
+    if not data.client_field:
+        return files.sources(arguments)
+    place.mkdir(exist_ok=True)
+    with lock.only_writer(place, patience=PATIENCE):
+        return clients.split(arguments, place, data.client_field, data.text_field)
 
 
 def _tokenizer(
@@ -196,7 +205,7 @@ def _counts(folder: Path) -> Counts:
     return sum((Shard(file).counts for file in sorted((folder / "rows").glob("*.rows"))), Counts())
 
 
-def _join(slices: Sequence[Slice], given: Sequence[files.Source], place: Path, path: Path) -> None:
+def _join(slices: Sequence[Slice], given: Sequence[files.Source], place: Path, path: Path, *, weighted: bool) -> None:
     """The shards of all slices as `path/rows`, numbered through. Raises LspError (exit 3) when a source has no text.
 
     Shards move one by one, in order, so that what a killed process left is continued: those that moved are numbered.
@@ -214,9 +223,11 @@ def _join(slices: Sequence[Slice], given: Sequence[files.Source], place: Path, p
         joined.with_suffix(".tmp").mkdir(exist_ok=True)
         if given[0].name:
             mixture = [
-                {"name": each.name, "weight": each.weight, "rows": own} for each, own in zip(given, rows, strict=True)
+                {"name": each.name, "weight": each.weight if weighted else None, "rows": own}
+                for each, own in zip(given, rows, strict=True)
             ]
-            shards.filled(mixture)  # may refuse
+            if weighted:
+                shards.filled(mixture)  # may refuse
             manifest.write_atomically(joined.with_suffix(".tmp") / MIXTURE, json.dumps(mixture, indent=1) + "\n")
         joined.with_suffix(".tmp").rename(joined)
     number = len(list(joined.glob("*.rows")))

@@ -139,7 +139,8 @@ def segments(tokens: np.ndarray) -> np.ndarray:
 class Rows:
     """The packed rows of a directory, memory-mapped: `rows[i]` is [T], `rows.take(indices)` [N, T], both int32.
 
-    `sources` says of each weighted source its name, its weight and how many of the rows are its own, in their order.
+    `sources` says of each weighted source its name, its weight and how many of the rows are its own, in their order;
+    of a client the weight is None.
     Where `pairs` is true each row is a pair of texts, to be read with `pairs.parted`.
     """
 
@@ -206,12 +207,17 @@ class Rows:
         again (the last time round perhaps not all). Raises LspError (exit 2) when that would be over 100 times.
         """
         kept = np.setdiff1d(np.arange(len(self)), without)
-        if not self.sources:
+        if not self.sources or self.sources[0]["weight"] is None:
             return kept
         ends = np.cumsum([source["rows"] for source in self.sources])
         own = np.split(kept, np.searchsorted(kept, ends[:-1]))
         shares = filled([source | {"rows": len(rows)} for source, rows in zip(self.sources, own, strict=True)])
         return np.concatenate([np.resize(rows, share) for rows, share in zip(own, shares, strict=True)])
+
+    def owned(self, among: np.ndarray) -> list[np.ndarray]:
+        """Of the rows `among` [N], ascending, those of each source, by their places in `among`."""
+        ends = np.cumsum([source["rows"] for source in self.sources])
+        return np.split(np.arange(len(among)), np.searchsorted(among, ends[:-1])) if self.sources else []
 
 
 class Subset:
@@ -309,7 +315,8 @@ def _sources(file: Path, rows: int) -> list[dict[str, Any]]:
     try:
         sources = json.loads(file.read_bytes())
         whole = sum(source["rows"] for source in sources) == rows
-        whole = whole and all(source["rows"] > 0 < source["weight"] and source["name"] for source in sources)
+        whole = whole and all(source["rows"] > 0 and source["name"] for source in sources)
+        whole = whole and (all(s["weight"] is None for s in sources) or all(s["weight"] > 0 for s in sources))
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:

@@ -2,7 +2,9 @@
 steps (local SGD, Stich, 2019; DiLoCo, Douillard et al., 2023).
 
 At a meeting the mean of the copies, taken off the merged model, is a gradient for an outer optimizer: plain averaging,
-or Nesterov momentum as in DiLoCo. Every copy goes on from the merged model with its own inner optimizer state.
+or Nesterov momentum as in DiLoCo. Every copy goes on from the merged model with its own inner optimizer state. In
+federated averaging (McMahan et al., 2017) a copy is a client: it weighs as many examples as it has, and at the next
+meeting another client takes its place, with a new state.
 
 The state of the copies is an optimizer's state like any other: the step, the loop and the checkpoint see the merged
 parameters and need not know. In between nothing crosses but a loss, a norm and a flag.
@@ -33,7 +35,7 @@ class Delayed(NamedTuple):
 
 def check(recipe: recipes.Replicas, train: recipes.Train) -> None:
     """Raises LspError (exit 2) for a run that would end between two meetings, or asks for what copies can't do."""
-    if recipe.count == 1:
+    if recipe.count == 1 and not recipe.clients:
         return
     if train.steps % recipe.every:
         raise LspError(
@@ -49,15 +51,14 @@ def check(recipe: recipes.Replicas, train: recipes.Train) -> None:
 def delayed(update: Update, recipe: recipes.Replicas, mesh: jax.sharding.Mesh) -> Update:
     """`update` by `recipe.count` copies. Each takes its share of a batch's rows; the mesh's `replica` axis must divide
     their number. One copy is `update` itself."""
-    if recipe.count == 1:
+    if recipe.count == 1 and not recipe.clients:
         return update
     copies, here = recipe.count, recipe.count // mesh.shape["replica"]
     momentum = {"momentum": recipe.momentum, "nesterov": True} if recipe.outer == "nesterov" else {}
     outer = optax.sgd(recipe.rate if momentum else 1.0, **momentum)
 
     def init(params: Any) -> Delayed:
-        spread = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), (params, update.init(params)))
-        return Delayed(jnp.int32(0), spread, outer.init(params))
+        return Delayed(jnp.int32(0), spread((params, update.init(params))), outer.init(params))
 
     def local(copy: Any, frozen: Any, batch: Any, key: jax.Array, progress: jax.Array) -> Any:
         """One step of the copies of one device, whose axis is `here` long. No collective is in it."""
@@ -77,22 +78,32 @@ def delayed(update: Update, recipe: recipes.Replicas, mesh: jax.sharding.Mesh) -
         check_vma=False,
     )
 
-    def merge(params: Any, copies_of: Any, state: Any) -> tuple[Any, Any, Any]:
-        away = jax.tree.map(lambda whole, copy: whole - copy.mean(0), params, copies_of)
+    def spread(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), tree)
+
+    def merge(params: Any, local: tuple[Any, Any], state: Any, examples: jax.Array) -> tuple[Any, Any, Any]:
+        moved, inner = local
+        shares = examples / examples.sum()
+        away = jax.tree.map(lambda whole, copy: whole - jnp.tensordot(shares, copy, 1), params, moved)
         updates, state = outer.update(away, state, params)
         params = optax.apply_updates(params, updates)
-        return params, jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *leaf.shape)), params), state
+        # A client leaves nothing behind: the next one begins afresh.
+        return params, (spread(params), spread(update.init(params)) if recipe.clients else inner), state
 
     def step(
         params: Any, opt_state: Delayed, frozen: Any, batch: Any, key: jax.Array, progress: jax.Array
     ) -> tuple[Any, Delayed, dict[str, Mean], jax.Array]:
         rows = jax.tree.map(lambda x: x.reshape(copies, -1, *x.shape[1:]), batch)
+        examples = rows.pop("examples")[:, 0] if recipe.clients else jnp.ones(copies)
         moved, inner, metrics, norms = mapped(opt_state.local, frozen, rows, key, progress)
-        steps = opt_state.steps + 1
-        params, moved, state = jax.lax.cond(
-            steps % recipe.every == 0, merge, lambda *unchanged: unchanged, params, moved, opt_state.outer
+        steps, local = opt_state.steps + 1, (moved, inner)
+        params, local, state = jax.lax.cond(
+            steps % recipe.every == 0,
+            merge,
+            lambda params, local, state, examples: (params, local, state),
+            *(params, local, opt_state.outer, examples),
         )
-        return params, Delayed(steps, (moved, inner), state), jax.tree.map(lambda x: x.sum(0), metrics), norms.mean()
+        return params, Delayed(steps, local, state), jax.tree.map(lambda x: x.sum(0), metrics), norms.mean()
 
     return Update(init, step)
 
