@@ -1,10 +1,11 @@
 """Delayed synchronisation against synchronous training on the same tokens: held-out loss, and what crosses.
 
-    .venv/bin/python benchmarks/delayed.py --data-root DATA --out delayed [--steps 1000] [--only sync,average]
+    .venv/bin/python benchmarks/delayed.py --data-root DATA --out delayed [--start 1000] [--only sync,average]
 
 DATA holds corpora/enwiki/{train,valid}.txt.xz. Four copies that meet every 20 steps, each with a quarter of the batch
-that `sync` has, everything else as in recipes/pretrain/tiny.toml but for 8,192 pieces and what CHANGES say. All through
-the real command line; the results are kept in OUT, and a second call goes on where the first one stopped.
+that `sync` has, everything else as in recipes/pretrain/tiny.toml but for 8,192 pieces and what CHANGES say. With
+`--start N` all of them go on from an encoder that was trained synchronously for N steps, as in DiLoCo's own experiments.
+All through the real command line; the results are kept in OUT, and a second call goes on where the first one stopped.
 """
 
 import argparse
@@ -19,12 +20,11 @@ COPIES: dict[str, Any] = {"replicas.count": 4, "replicas.every": 20, "replicas.o
 NESTEROV = COPIES | {"replicas.outer": "nesterov"}
 CHANGES: dict[str, dict[str, Any]] = {
     "sync": {},
-    "sync-rate-double": {"train.learning_rate": 4e-3},
     "average": COPIES,
-    "average-rate-double": COPIES | {"train.learning_rate": 4e-3},
+    "rate-double": COPIES | {"train.learning_rate": 4e-3},
+    "rate-half": COPIES | {"train.learning_rate": 1e-3},
     "nesterov-mild": NESTEROV | {"replicas.rate": 1.0, "replicas.momentum": 0.5},
-    "nesterov-mild-rate-double": NESTEROV
-    | {"replicas.rate": 1.0, "replicas.momentum": 0.5, "train.learning_rate": 4e-3},
+    "nesterov-half": NESTEROV | {"replicas.rate": 1.0, "replicas.momentum": 0.5, "train.learning_rate": 1e-3},
     "diloco": NESTEROV,
 }
 
@@ -33,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--start", type=int, default=0, help="synchronous steps before")
+    parser.add_argument("--steps", type=int, default=1000, help="steps that are compared")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate, where CHANGES name none")
     parser.add_argument("--batch", type=int, default=32, help="rows a step, of all copies together")
     parser.add_argument("--only", default=",".join(CHANGES), help="names of CHANGES, with commas")
     parser.add_argument("--lsp", default=str(Path(sys.executable).with_name("lsp")), help="the command to measure")
@@ -43,12 +45,16 @@ def main() -> None:
     data = bench.run("data", "prepare", corpus / "train.txt.xz", "--vocab-size", "8192", "--seq-len", str(LENGTH))
     common = ["pretrain", "--data", data, "--valid", corpus / "valid.txt.xz"]
     common += ["--recipe", RECIPES / "pretrain" / "tiny.toml"]
-    fixed = {"train.steps": args.steps, "train.batch_size": args.batch}
+    fixed = {"train.learning_rate": args.rate, "train.steps": args.steps, "train.batch_size": args.batch}
+    if args.start:
+        common += ["--from", bench.run(f"start-{args.batch}-{args.start}", *common, f"--set=train.steps={args.start}")]
+        fixed["train.seed"] = 1  # other batches and masks than before
     table: dict[str, Any] = {}
     for name in args.only.split(","):
-        changes = CHANGES[name] | fixed
-        bench.run(f"{name}-{args.batch}-{args.steps}", *common, *(f"--set={k}={v}" for k, v in changes.items()))
-        metrics = bench.results[f"{name}-{args.batch}-{args.steps}"]["metrics"]
+        changes = fixed | CHANGES[name]
+        run = f"{name}-{args.batch}-{args.start}-{args.steps}-{args.rate}"
+        bench.run(run, *common, *(f"--set={key}={value}" for key, value in changes.items()))
+        metrics = bench.results[run]["metrics"]
         meetings = args.steps // changes.get("replicas.every", 1)
         table[name] = {"changes": CHANGES[name], "parameters_sent": meetings} | metrics
         if "sync" in table:
