@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/delayed.py --data-root DATA --out delayed [--start 1000] [--only sync,average]
 
 DATA holds corpora/enwiki/{train,valid}.txt.xz. Four copies that meet every 20 steps, each with a quarter of the batch
-that `sync` has, everything else as in recipes/pretrain/tiny.toml but for 8,192 pieces and what CHANGES say. With
-`--start N` all of them go on from an encoder that was trained synchronously for N steps, as in DiLoCo's own experiments.
-All through the real command line; the results are kept in OUT, and a second call goes on where the first one stopped.
+that `sync` has, everything else as in recipes/pretrain/tiny.toml but for 8,192 pieces and what CHANGES say. `--start N`
+has all of them go on from an encoder that was trained synchronously for N steps, as in DiLoCo's own experiments. All
+through the real command line; the results are kept in OUT, and a second call goes on where the first one stopped.
 """
 
 import argparse
