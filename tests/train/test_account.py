@@ -41,7 +41,7 @@ def test_utilisation_and_the_errors_of_a_plan_are_hand_arithmetic(monkeypatch: p
     assert made["planned"]["step_error"] == pytest.approx(0.8 / 2 - 1)
     assert made["planned"]["memory_bytes"] == 1000
     assert made["planned"]["memory_error"] == pytest.approx(0.25)
-    assert account.summary(metered(1, 1.0, 10**9), step, recipe.Train()) == {"peak_memory_bytes": 800, "mfu": None}
+    assert account.summary(metered(1, 1.0, 10**9), step, recipe.Train()) == {"peak_memory_bytes": 800}
 
 
 def test_a_device_is_found_by_its_name_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,11 @@ def run(
             if part is not None:
                 return result
             result["bytes"] = manifest.bytes_under(out / "rows") + manifest.bytes_under(out / "tokenizer")
-            if sources := shards.Rows.open(out).sources:
+            sources = shards.Rows.open(out).sources
+            if recipe.data.client_field:
+                rows = [source["rows"] for source in sources]
+                result["clients"] = {"count": len(rows), "fewest_rows": min(rows), "most_rows": max(rows)}
+            elif sources:
                 result["sources"] = sources
             manifest.write_atomically(out / "result.json", json.dumps(result, indent=1) + "\n")
             made = {"stage": "prepare", "tokenizer": Tokenizer.load(out).hash, "inputs": inputs}

@@ -21,7 +21,7 @@ def summary(meter: Meter, step: Compiled, train: recipes.Train) -> dict[str, Any
     """
     made = meter.summary()
     if meter.seconds < ENOUGH or step.planned is None:
-        return made | {"mfu": None}
+        return made
     chip, devices = accelerators.here(), jax.device_count()
     needed, seconds = meter.needed / meter.steps, meter.seconds / meter.steps
     sent = sum(each.bytes for each in collectives(step.text(), devices)) if devices > 1 else 0
