@@ -30,19 +30,18 @@ PLAIN = {
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "muon": {"train.optimizer": "muon", "train.learning_rate": 5e-3},
+    "muon": {"train.optimizer": "muon", "train.learning_rate": 2.5e-3},
     "masks": {"data.mask_rate": 0.3, "data.mask_rate_end": 0.15},
     "length": {"data.length_start": 32},
     "bert": {"model.preset": "bert", "train.learning_rate": 1e-3},
     "wsd": {"train.schedule": "wsd"},
     "batch": {"train.batch_start": 8, "train.batch_warmup": 0.5},
-    "rate-half": {"train.learning_rate": 1e-3},
     "rate-double": {"train.learning_rate": 4e-3},
-    "muon-half": {"train.optimizer": "muon", "train.learning_rate": 2.5e-3},
-    "muon-double": {"train.optimizer": "muon", "train.learning_rate": 1e-2},
+    "muon-double": {"train.optimizer": "muon", "train.learning_rate": 5e-3},
+    "rows-16": {"train.batch_size": 16, "train.learning_rate": 1.4e-3},
 }
-FINETUNE = {"data.sequence_length": 64, "train.epochs": 1, "train.learning_rate": 5e-4}
-CALIBRATION, ROUNDS = 45, 3  # steps of a short run, and short runs of each change; the fastest counts
+FINETUNE = {"data.sequence_length": 64, "train.steps": 1000, "train.learning_rate": 5e-4}
+CALIBRATION, ROUNDS = 45, 2  # steps of a short run, and short runs of each change; the fastest counts
 
 
 def main() -> None:
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25.0, help="time for the steps of pretraining")
     parser.add_argument("--only", default="plain,muon,masks,length,bert", help="names of CHANGES, with commas")
-    parser.add_argument("--seeds", type=int, default=3, help="finetuning runs of each encoder; 0 means none")
+    parser.add_argument("--seeds", type=int, default=2, help="finetuning runs of each encoder; 0 means none")
     parser.add_argument("--lsp", default=str(Path(sys.executable).with_name("lsp")), help="the command to measure")
     args = parser.parse_args()
     bench, names = Bench(args.lsp, args.out), args.only.split(",")

@@ -53,29 +53,38 @@ def run(
             began = time.perf_counter()
             counts = parts.prepare(readable, out, recipe.data, tokenizer, recipe.seed, progress, part)
             seconds = time.perf_counter() - began
-            result: dict[str, Any] = {
-                "command": "prepare",
-                "out": str(out),
-                "status": "complete" if part is None else f"part {part[0]} of {part[1]} complete",
-                "seconds": round(seconds, 3),
-                "documents": counts.documents,
-                "duplicates": counts.duplicates,
-                "rows": counts.rows,
-                "tokens": counts.tokens,
-                "useful_tokens": counts.useful_tokens,
-                "padding_share": round(counts.padding_share, 4),
-                "megabytes_per_second": 0.0 if packed_before else round(counts.bytes_in / 1e6 / seconds, 3),
-            }
+            first = {"command": "prepare", "out": str(out)}
+            first["status"] = f"part {part[0]} of {part[1]} complete" if part else "complete"
+            speed = 0.0 if packed_before else round(counts.bytes_in / 1e6 / seconds, 3)
+            result = first | {"seconds": round(seconds, 3)} | _counted(counts) | {"megabytes_per_second": speed}
             if part is not None:
                 return result
-            result["bytes"] = manifest.bytes_under(out / "rows") + manifest.bytes_under(out / "tokenizer")
-            sources = shards.Rows.open(out).sources
-            if recipe.data.client_field:
-                rows = [source["rows"] for source in sources]
-                result["clients"] = {"count": len(rows), "fewest_rows": min(rows), "most_rows": max(rows)}
-            elif sources:
-                result["sources"] = sources
+            result |= _made(out, recipe.data)
             manifest.write_atomically(out / "result.json", json.dumps(result, indent=1) + "\n")
             made = {"stage": "prepare", "tokenizer": Tokenizer.load(out).hash, "inputs": inputs}
             manifest.seal(out, made | dataclasses.asdict(counts))
             return result
+
+
+def _counted(counts: shards.Counts) -> dict[str, Any]:
+    """What a result says of documents, rows and tokens."""
+    return {
+        "documents": counts.documents,
+        "duplicates": counts.duplicates,
+        "rows": counts.rows,
+        "tokens": counts.tokens,
+        "useful_tokens": counts.useful_tokens,
+        "padding_share": round(counts.padding_share, 4),
+    }
+
+
+def _made(out: Path, data: recipes.Text) -> dict[str, Any]:
+    """What a result says of the whole directory: its bytes, and whose rows they are."""
+    made: dict[str, Any] = {"bytes": manifest.bytes_under(out / "rows") + manifest.bytes_under(out / "tokenizer")}
+    sources = shards.Rows.open(out).sources
+    if data.client_field:
+        rows = [source["rows"] for source in sources]
+        made["clients"] = {"count": len(rows), "fewest_rows": min(rows), "most_rows": max(rows)}
+    elif sources:
+        made["sources"] = sources
+    return made

@@ -59,21 +59,8 @@ def run(
             first = calm.until(lambda: calm.newest() > 0, task)
             calm.finish(task)
         killed = Watched(command, work / "killed", work / "killed-steps")
-        made = in_save = 0
         with progress.task(f"killed {kills} times", steps) as task:
-            chance = random.Random(train.seed)
-            for number, target in enumerate(sorted(chance.choices(range(steps), k=kills))):
-                alive, saving = killed.kill(
-                    target, chance.uniform(0, first if not target else 0.2), number % 2 == 1, task
-                )
-                made, in_save = made + alive, in_save + saving
-            killed.finish(task)
-        if kills and not made:
-            raise LspError(
-                f"The run of {steps} steps was over before it could be killed.",
-                hint="Give it more: --steps 100.",
-                code=Exit.MACHINE,
-            )
+            made, in_save = _kill(killed, steps, kills, first, random.Random(train.seed), task)
         common = sorted(set(calm.kept()) & set(killed.kept()))
         with progress.task("comparing", len(common)) as task:
             found, tensors = compare(calm, killed, common, task)
@@ -95,6 +82,24 @@ def run(
             directory.seal(out, {"stage": "verify resume", "step": steps})
             shutil.rmtree(work, ignore_errors=True)
         return result
+
+
+def _kill(run: "Watched", steps: int, kills: int, first: float, chance: random.Random, task: Any) -> tuple[int, int]:
+    """Ends a run at `kills` random moments, half of them in a save, and has it go on to the end: how many kills met it
+    alive, and how many in a save. `first` are the seconds to the first save. Raises LspError (exit 5) when none did."""
+    made = in_save = 0
+    for number, target in enumerate(sorted(chance.choices(range(steps), k=kills))):
+        delay = chance.uniform(0, 0.2 if target else first)
+        alive, saving = run.kill(target, delay, number % 2 == 1, task)
+        made, in_save = made + alive, in_save + saving
+    run.finish(task)
+    if kills and not made:
+        raise LspError(
+            f"The run of {steps} steps was over before it could be killed.",
+            hint="Give it more: --steps 100.",
+            code=Exit.MACHINE,
+        )
+    return made, in_save
 
 
 class Watched:
