@@ -56,6 +56,7 @@ def test_a_killed_run_goes_on_as_one_that_was_left_alone(
     text: str, tmp_path: Path, plan: recipe.Pretrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = train(text, tmp_path / "calm", plan)
+    assert ("sent_bytes" in made) == bool(plan.replicas.clients)
     assert made["step"] == 12 and 4 < losses(tmp_path / "calm")[-1] < np.log(320)
     whole, calls = Compiled.__call__, iter(range(100))
 

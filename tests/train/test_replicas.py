@@ -65,6 +65,12 @@ def test_copies_descend_apart_and_meet_as_by_hand(outer: str):
     assert state.local[1].tolist() == [9] * 4, "each copy has an inner state of its own"
 
 
+def test_copies_send_a_share_of_what_gradients_would():
+    # Four copies in a ring: of 100 fp32 values each passes on 600 bytes at a meeting, of which there are 3 in 61 steps.
+    made = replicas.traffic(recipe.Replicas(4, 20), 61, 100)
+    assert made == {"sent_bytes": 3 * 600, "synchronous_bytes": 61 * 600}
+
+
 def test_clients_weigh_as_many_examples_as_they_have_and_leave_nothing_behind():
     plan = recipe.Replicas(2, 2, 0.5, "average")
     batches = np.random.default_rng(2).standard_normal((4, 4, 3)).astype(np.float32)

@@ -108,6 +108,13 @@ def delayed(update: Update, recipe: recipes.Replicas, mesh: jax.sharding.Mesh) -
     return Update(init, step)
 
 
+def traffic(recipe: recipes.Replicas, steps: int, parameters: int) -> dict[str, int]:
+    """What one copy has sent in `steps` steps, and what it would have in as many with a gradient each: bytes of fp32
+    sums over all copies, each of which passes 2·(R - 1) / R of them on (as in a ring of R)."""
+    a_meeting = 4 * parameters * 2 * (recipe.count - 1) // recipe.count
+    return {"sent_bytes": steps // recipe.every * a_meeting, "synchronous_bytes": steps * a_meeting}
+
+
 def at(tree: Any, index: int) -> Any:
     """Element `index` of every leaf's first axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
