@@ -44,6 +44,14 @@ def build(
     return update, make_train_step(update, seed=train.seed, spike=train.spike)
 
 
+def check(train: recipes.Train, copies: recipes.Replicas, mesh: Mesh) -> None:
+    """Raises LspError (exit 2) for a recipe whose batches the mesh can't share, or whose copies can't be."""
+    meshes.check_batch(train.batch_size, train.accumulate, mesh, copies.count)
+    if train.batch_start:
+        meshes.check_batch(train.batch_start, 1, mesh, copies.count)
+    replicas.check(copies, train)
+
+
 def policies(remat: str) -> tuple[str, ...]:
     """What `train.remat` allows, to be tried in this order."""
     return tuple(REMAT) if remat == "auto" else (remat,)

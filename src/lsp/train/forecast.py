@@ -25,7 +25,7 @@ from lsp.train import memory
 from lsp.train import mesh as meshes
 from lsp.train.accelerators import Accelerator, Time, roofline
 from lsp.train.collectives import Collective, collectives
-from lsp.train.compiled import build, compile, policies
+from lsp.train.compiled import build, check, compile, policies
 from lsp.train.objectives import Objective, pretraining
 from lsp.train.step import Signals, TrainState, Update
 
@@ -94,7 +94,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], room: float, 
 
 def _compiled(recipe: recipes.Pretrain, devices: Sequence[Any], remat: str, here: bool) -> Step:
     mesh = meshes.make(recipe.mesh, devices, recipe.replicas.count)
-    meshes.check_batch(recipe.train.batch_size, recipe.train.accumulate, mesh, recipe.replicas.count)
+    check(recipe.train, recipe.replicas, mesh)
     config = model(recipe)
     with jax.set_mesh(mesh):
         objective = Objective(pretraining(config))

@@ -21,7 +21,7 @@ from lsp.steps import Steps
 from lsp.train import account, blackbox, optimizer, processes, replicas, watch
 from lsp.train import mesh as meshes
 from lsp.train.clock import Clock
-from lsp.train.compiled import Compiled, build
+from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
 from lsp.train.step import Signals, TrainState, Update
@@ -85,10 +85,7 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
     began = time.monotonic()
     train, copies = plan.train, plan.replicas.count
     mesh = meshes.make(plan.mesh, replicas=copies)
-    meshes.check_batch(train.batch_size, train.accumulate, mesh, copies)
-    if train.batch_start:
-        meshes.check_batch(train.batch_start, 1, mesh, copies)
-    replicas.check(plan.replicas, train)
+    check(train, plan.replicas, mesh)
     with jax.set_mesh(mesh):
         loop = _Loop(plan, path, mesh, progress, trackers)
         loop.run()
