@@ -104,7 +104,8 @@ def test_something_else_for_the_same_directory_is_refused(
 
 
 def test_a_run_that_made_nothing_may_be_asked_for_something_else(tmp_path: Path) -> None:
-    with refused(Exit.DATA, "unusable"), claimed(tmp_path / "run"):
+    with refused(Exit.DATA, "unusable"), claimed(tmp_path / "run") as run:
+        (run.path / "train" / "data").mkdir(parents=True)  # empty folders are nothing
         fail(LspError("The data is unusable.", code=Exit.DATA))
     with claimed(tmp_path / "run", inputs={"data": "b" * 64}) as run:
         assert json.loads((run.path / "run.json").read_text())["inputs"] == run.inputs == {"data": "b" * 64}

@@ -110,6 +110,10 @@ def _refuse_foreign(out: Path) -> None:
         )
 
 
+def _holds_a_file(path: Path) -> bool:
+    return path.is_file() or any(each.is_file() for each in path.rglob("*"))
+
+
 def _finished(out: Path, asked: dict[str, Any]) -> Run | None:
     """The complete run at `out`, if there is one and it is what is asked for."""
     if not (out / "manifest.json").exists():
@@ -127,7 +131,7 @@ def _begin(out: Path, asked: dict[str, Any], overwrite: bool) -> None:
         for name in (*WRITTEN, *manifests.UNSEALED):
             _remove(out / name)
         sync(out)
-    elif marker and any((out / name).exists() for name in WORK):
+    elif marker and any(_holds_a_file(out / name) for name in WORK):
         _refuse_other(out, marker, asked)
     # A run that failed before it made anything may be asked for something else: nothing is lost.
     if marker != asked:

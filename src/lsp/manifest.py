@@ -137,7 +137,7 @@ def cannot_write(path: Path, error: OSError, needed: int = 0) -> LspError:
 def load(path: Path) -> dict[str, Any]:
     """`manifest.json`, its form and own hash checked; the files are not looked at."""
     if not path.is_dir():
-        siblings = [str(p) for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         found = "is a file" if path.exists() else "does not exist"
         raise LspError(f"{path} {found}; a run is a directory.{nearest(str(path), siblings)}", code=Exit.ARTIFACT)
     try:

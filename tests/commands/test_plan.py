@@ -3,17 +3,19 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from lsp import Exit, recipe
 from lsp.commands.plan import fixes
-from lsp.train import accelerators, watch
+from lsp.train import accelerators, forecast, watch
 from lsp.train.forecast import Step
 from lsp.train.memory import Memory
 
@@ -88,13 +90,20 @@ def test_the_cheapest_fixes_come_first() -> None:
 
 
 def test_a_step_that_does_not_fit_is_planned_with_more_computed_again() -> None:
-    words = ["--set", "model.layers=8", "--set", "train.batch_size=64"]
-    made = {remat: plan(*words, "--set", f"train.remat={remat}")[1] for remat in ("none", "dots", "full", "auto")}
-    taken = {name: {row["kind"]: row["bytes"] for row in each["memory"]}["activations"] for name, each in made.items()}
-    assert taken["full"] < taken["dots"] < taken["none"] == taken["auto"]
-    assert made["auto"]["remat"] == "none" and made["full"]["remat"] == "full"
-    times = [made[name]["compute_milliseconds"] / made[name]["flops_per_step"] for name in ("none", "full")]
-    assert made["none"]["flops_per_step"] == made["full"]["flops_per_step"] and times[1] > times[0]
+    changes = [*SMALL, "model.layers=4"]
+    made = {}
+    for remat in ("none", "dots", "full"):
+        chosen = recipe.load(recipe.Pretrain, Path(TINY), [*changes, f"train.remat={remat}"])
+        made[remat] = forecast.compile_step(chosen, jax.devices()[:1], math.inf)
+    taken = {name: step.memory.activations for name, step in made.items()}
+    assert taken["full"] < taken["dots"] < taken["none"]
+    fitting = recipe.load(recipe.Pretrain, Path(TINY), changes)
+    room = made["dots"].memory.total
+    assert forecast.compile_step(fitting, jax.devices()[:1], room).remat == "dots"
+    h200 = accelerators.find("h200")
+    compute = {name: forecast.time(fitting, step, 1, h200, 0.5).compute for name, step in made.items()}
+    assert compute["full"] == pytest.approx(4 / 3 * compute["none"])
+    assert compute["none"] < compute["dots"] < compute["full"]
 
 
 def test_every_accelerator_sends_slower_than_it_reads() -> None:
