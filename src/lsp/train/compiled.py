@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lsp import console, interrupt
+from lsp import interrupt
 from lsp import recipe as recipes
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import REMAT, graphdef
@@ -109,11 +109,11 @@ class Compiled:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or len(self.policies) == 1:
                     raise
-                needed = "more memory than there is"
+                needed = "more memory than the device has"
             else:
                 total = memory.of(compiled, state, batch).total + memory.size(frozen)
                 if total <= room or len(self.policies) == 1:
                     return compiled
-                needed = f"{console.size(total)} of {console.size(room)}"
+                needed = f"{total / 1e9:,.1f} GB and the device has {room / 1e9:,.1f}"
             before, self.policies = self.policies[0], self.policies[1:]
             self.say(f"a step with train.remat={before} needs {needed}; compiling it with {self.policies[0]}")
