@@ -41,6 +41,8 @@ def test_utilisation_and_the_errors_of_a_plan_are_hand_arithmetic(monkeypatch: p
     assert made["planned"]["step_error"] == pytest.approx(0.8 / 2 - 1)
     assert made["planned"]["memory_bytes"] == 1000
     assert made["planned"]["memory_error"] == pytest.approx(0.25)
+    said = "a plan says 800 ms a step (-60%) and 0.00 GB (+25%), beside what was measured"
+    assert account.compared(made["planned"]) == said
     assert account.summary(metered(1, 1.0, 10**9), step, recipe.Train()) == {"peak_memory_bytes": 800}
 
 

@@ -36,3 +36,11 @@ def summary(meter: Meter, step: Compiled, train: recipes.Train) -> dict[str, Any
             "memory_error": memory / measured - 1 if measured > 0 else None,
         },
     }
+
+
+def compared(planned: dict[str, Any]) -> str:
+    """How wrong a plan is, as a sentence."""
+    time = f"{planned['step_milliseconds']:,.0f} ms a step ({planned['step_error']:+.0%})"
+    error = planned["memory_error"]
+    memory = f"{planned['memory_bytes'] / 1e9:,.2f} GB" + ("" if error is None else f" ({error:+.0%})")
+    return f"a plan says {time} and {memory}, beside what was measured"

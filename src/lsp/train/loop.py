@@ -96,6 +96,8 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
         params = meshes.gathered(params)
         skipped = int(loop.state.recent.skipped)
         rates = account.summary(loop.meter, loop.step, train)
+        if "planned" in rates:
+            progress.say(account.compared(rates["planned"]))
         if copies > 1:
             rates |= replicas.traffic(plan.replicas, loop.done, cost.parameters(plan.config))
     return Fitted(params, loop.done, metrics, time.monotonic() - began, skipped, rates)
