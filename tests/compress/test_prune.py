@@ -40,21 +40,22 @@ def smallest(weights: np.ndarray, count: int) -> np.ndarray:
     return found
 
 
-def train(params: dict, tx: optax.GradientTransformation, steps: int) -> list[dict]:
-    """The parameters after each of some steps with random gradients, jitted and donated as in the loop."""
+def train(params: dict, tx: optax.GradientTransformation, steps: int, shares: list[float] | None = None) -> list[dict]:
+    """The parameters after each of some steps with random gradients, jitted and donated as in the loop. `shares` is how
+    much of the run is done at each, by steps if left out."""
 
-    def step(params: dict, state: optax.OptState, grads: dict) -> tuple[dict, optax.OptState]:
+    def step(params: dict, state: optax.OptState, grads: dict, share: jax.Array) -> tuple[dict, optax.OptState]:
         with jax.numpy_dtype_promotion("standard"):
-            updates, state = optax.with_extra_args_support(tx).update(grads, state, params, progress=jnp.float32(0.1))
+            updates, state = optax.with_extra_args_support(tx).update(grads, state, params, progress=share)
         return optax.apply_updates(params, updates), state  # type: ignore[return-value]
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     rng = np.random.default_rng(1)
     state, history = tx.init(params), []
     params = jax.tree.map(jnp.array, params)
-    for _ in range(steps):
+    for share in shares or [(index + 1) / (steps + 1) for index in range(steps)]:
         grads = jax.tree.map(lambda w: rng.standard_normal(w.shape).astype(np.float32), params)
-        params, state = jitted(params, state, grads)
+        params, state = jitted(params, state, grads, np.float32(share))
         history.append(jax.device_get(params))
     return history
 
@@ -111,9 +112,9 @@ def test_masks_are_drawn_over_the_weights_that_the_update_leaves(params: dict) -
     updates = jax.tree.map(lambda w: rng.standard_normal(w.shape).astype(np.float32) * 0.5, params)
     tx = prune.gradual(recipe.Pruning(0.3, 0.0, 0.25, 1), 4)  # the whole of it at the second update
     update = jax.jit(tx.update)
-    same, state = update(updates, tx.init(params), params)
+    same, state = update(updates, tx.init(params), params, progress=np.float32(0.2))
     jax.tree.map(np.testing.assert_array_equal, same, updates)
-    final, _ = update(updates, state, params)
+    final, _ = update(updates, state, params, progress=np.float32(0.4))
     after = chosen(jax.tree.map(jnp.add, params, final))
     free = chosen(params) + chosen(updates)
     np.testing.assert_array_equal(after, np.where(smallest(free, round(0.3 * free.size)), 0, free))
@@ -135,6 +136,16 @@ def test_donating_the_state_leaves_the_callers_arrays_alone(params: dict) -> Non
     state = prune.gradual(recipe.Pruning(), 10).init(params)
     jax.jit(lambda masks: jax.tree.map(jnp.logical_not, masks), donate_argnums=0)(state.masks)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+
+
+def test_a_run_that_time_ends_early_has_all_its_zeros(params: dict) -> None:
+    shares = [0.05, 0.12, 0.3, 0.31, 0.55, 0.7, 0.9]  # of a run that might have had 1,000 steps
+    history = train(params, prune.gradual(recipe.Pruning(0.4, 0.1, 0.6, 20), 1000), 0, shares)
+    number = chosen(params).size
+    wanted = [0.4 * (1 - (1 - min(max(share - 0.1, 0) / 0.5, 1)) ** 3) for share in shares]
+    wanted[3] = wanted[2]  # twenty steps had not gone by
+    np.testing.assert_allclose([prune.sparsity(each) for each in history], wanted, atol=0.01)
+    assert prune.sparsity(history[5]) == prune.sparsity(history[6]) == round(0.4 * number) / number
 
 
 def test_the_last_step_can_be_the_end(params: dict) -> None:

@@ -48,18 +48,20 @@ def cubic(step: Any, begin: int, end: int, sparsity: float) -> jax.Array:
 
 
 class Pruned(NamedTuple):
-    """int32 updates so far, and masks: bool in the shape of each prunable weight, True where it lives, else None."""
+    """int32 step at which the masks were drawn, and masks: bool in the shape of each prunable weight, True where it
+    lives, else None."""
 
-    step: jax.Array
+    drawn: jax.Array
     masks: Tree
 
 
-def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation:
+def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformationExtraArgs:
     """Zeros that grow along `cubic` over a run of `steps`, to be chained last, after weight decay.
 
     Every `every` steps, from `begin` to `end` of the run, the masks are drawn anew over the weights as this update
     leaves them; a weight without mask is set to exactly 0 and never returns. Zeros that the model brings are kept and
-    count. Raises LspError (exit 2) when `begin` is after `end`.
+    count. A step is that of the run's `progress`, so that a budget of time that ends it early still has all of it.
+    Raises LspError (exit 2) when `begin` is after `end`.
     """
     begin, end = round(recipe.begin * steps), round(recipe.end * steps)
     if begin > end:
@@ -70,19 +72,21 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     def init(params: Tree) -> Pruned:
         # A comparison makes new arrays: donating the state can't delete the caller's parameters. Only for matrices:
         # `params != 0` on a bias that starts at zero would freeze it.
-        return Pruned(jnp.int32(0), _each(lambda w: w != 0, params))
+        return Pruned(jnp.int32(begin - recipe.every), _each(lambda w: w != 0, params))
 
-    def update(updates: Tree, state: Pruned, params: Tree = None) -> tuple[Tree, Pruned]:
+    def update(
+        updates: Tree, state: Pruned, params: Tree = None, *, progress: Any, **others: Any
+    ) -> tuple[Tree, Pruned]:
         if params is None:
-            raise ValueError("pruning needs the parameters: call update(updates, state, params)")
+            raise ValueError("pruning needs the parameters: call update(updates, state, params, progress=…)")
+        step = jnp.round(progress * (steps + 1)).astype(jnp.int32) - 1  # as `Clock.progress` counts
         moved = _each(lambda w, u: w + u, params, updates)
         # A masked weight is judged as 0, wherever AdamW would have moved it.
         alive = jax.tree.map(lambda mask, w: jnp.where(mask, w, 0.0), state.masks, moved)
         number = sum(w.size for w in jax.tree.leaves(alive))
-        behind = (recipe.sparsity - cubic(state.step, begin, end, recipe.sparsity)) * number
+        behind = (recipe.sparsity - cubic(step, begin, end, recipe.sparsity)) * number
         count = round(recipe.sparsity * number) - jnp.round(behind).astype(jnp.int32)
-        since = state.step - begin
-        due = (since >= 0) & (state.step <= end) & ((since % recipe.every == 0) | (state.step == end))
+        due = (step >= begin) & (state.drawn < end) & ((step - state.drawn >= recipe.every) | (step >= end))
         masks = jax.lax.cond(due, lambda: largest(alive, count, state.masks), lambda: state.masks)
         updates = jax.tree.map(
             lambda mask, w, u: u if mask is None else jnp.where(mask, u, -w),
@@ -91,9 +95,9 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
             updates,
             is_leaf=lambda mask: mask is None,
         )
-        return updates, Pruned(state.step + 1, masks)
+        return updates, Pruned(jnp.where(due, step, state.drawn), masks)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def largest(weights: Tree, count: jax.Array, masks: Tree) -> Tree:
