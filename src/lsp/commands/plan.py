@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lsp import LspError
 from lsp import recipe as recipes
-from lsp.allocator import KEPT
 from lsp.console import Progress
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def run(path: Path, recipe: recipes.Pretrain, hardware: Hardware, tokens: float,
     step = compiled(recipe, "")
     time = forecast.time(recipe, step, len(places), chip, hardware.mfu or chip.mfu)
     made = {"command": "plan", "recipe": str(path), "devices": len(places), "accelerator": accelerator}
-    made |= _taken(recipe, step, limit, kept=known is None) | _times(recipe, time, steps, hardware, len(places))
+    made |= _taken(recipe, step, limit) | _times(recipe, time, steps, hardware, len(places))
     made |= {"mfu": hardware.mfu or chip.mfu, "compile_seconds": step.compile_seconds}
     if not made["fits"]:
         made["fixes"] = [
@@ -71,7 +70,7 @@ def run(path: Path, recipe: recipes.Pretrain, hardware: Hardware, tokens: float,
     return {name: value for name, value in made.items() if value not in (None, [])}
 
 
-def _taken(recipe: recipes.Pretrain, step: "Step", limit: int, *, kept: bool) -> dict[str, Any]:
+def _taken(recipe: recipes.Pretrain, step: "Step", limit: int) -> dict[str, Any]:
     """Memory, traffic and disk."""
     from lsp.model import cost
     from lsp.train import forecast
@@ -83,7 +82,6 @@ def _taken(recipe: recipes.Pretrain, step: "Step", limit: int, *, kept: bool) ->
         "remat": step.remat,
         "parameters": parameters,
         "memory_bytes": step.memory.total,
-        "kept_bytes": KEPT if kept else None,  # of freed buffers, beside the rest
         "usable_bytes": limit,
         "fits": step.memory.total <= limit,
         "checkpoint_bytes": step.checkpoint,

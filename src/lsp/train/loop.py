@@ -27,6 +27,7 @@ from lsp.train.objectives import Objective
 from lsp.train.step import Signals, TrainState, Update
 from lsp.train.trackers import Tracker
 
+FREED = 0.001  # seconds after which a processor has given back the buffers of a step whose results are there
 ALONE = recipes.Replicas()
 
 
@@ -120,7 +121,7 @@ class _Loop:
         self.frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
         self.log = Log(path / "metrics.jsonl", start, self.meter, trackers)
         self.log.skipped = int(self.state.recent.skipped)
-        self.end = plan.train.steps or sys.maxsize
+        self.end, self.in_turn = plan.train.steps or sys.maxsize, jax.default_backend() == "cpu"
         self.done = self.saved = start
         self.batches = plan.batches(start, self.end)
         self.rate, self.share = optimizer.schedule(plan.train), 0.0
@@ -153,7 +154,15 @@ class _Loop:
         return self.done >= self.end or self.log.progress >= 1
 
     def advance(self) -> bool:
-        """One step. False where the watch refused the one before it: then this one changed nothing either."""
+        """One step. False where the watch refused the one before it: then this one changed nothing either.
+
+        A processor makes one at a time. It gains nothing from being asked early, and a step that begins before the
+        buffers of the last one are free takes others from the heap, which grows to three times what one needs.
+        """
+        if self.in_turn:
+            if self.refused():
+                return False
+            time.sleep(FREED)
         batch = self.meter.waiting(self.batches)
         self.share = self.plan.clock.progress(self.done, self.plan.train.steps)
         signals = meshes.each(Signals(self.share, interrupt.asked()), self.mesh)
