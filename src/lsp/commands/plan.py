@@ -39,7 +39,7 @@ def run(path: Path, recipe: recipes.Pretrain, hardware: Hardware, tokens: float,
     import jax
 
     from lsp.train import accelerators, forecast
-    from lsp.train.memory import USABLE
+    from lsp.train.memory import USABLE, machine
 
     accelerator = hardware.accelerator
     if hardware.topology:
@@ -47,14 +47,15 @@ def run(path: Path, recipe: recipes.Pretrain, hardware: Hardware, tokens: float,
     else:
         places = jax.devices()[: hardware.devices]
     known = accelerators.find(accelerator) if accelerator else None
-    chip = known or accelerators.measure(hardware.devices)
-    accelerator, limit = accelerator or "this processor", round(USABLE * chip.memory)
+    limit = round(USABLE * (known.memory if known else machine() / hardware.devices))
+    accelerator = accelerator or "this processor"
 
     def compiled(changed: recipes.Pretrain, what: str) -> "Step":
         progress.say(f"compiling the step for {len(places)} × {accelerator}{what}")
         return forecast.compile_step(changed, places, limit, here=known is None)
 
     step = compiled(recipe, "")
+    chip = known or accelerators.measure(hardware.devices)  # after compiling, which counts what the process grows by
     time = forecast.time(recipe, step, len(places), chip, hardware.mfu or chip.mfu)
     made = {"command": "plan", "recipe": str(path), "devices": len(places), "accelerator": accelerator}
     made |= _taken(recipe, step, limit) | _times(recipe, time, steps, hardware, len(places))

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -112,6 +113,7 @@ def _compiled(recipe: recipes.Pretrain, devices: Sequence[Any], remat: str, here
             else:
                 taken, found = memory.of(compiled, state, batch), collectives(compiled.as_text(), mesh.size)
                 if here:
+                    jax.jit(partial(_first, update)).lower(shapes(config)).compile()  # it is compiled too
                     program, start = max(0, memory.resident() - before), memory.size(state.params)
                     taken = taken._replace(program=program, start=start)
         took = monotonic() - began
@@ -147,9 +149,14 @@ def _attention(recipe: recipes.Pretrain) -> float:
     return cost.forward_flops(config, 0, pairs) / cost.forward_flops(config, length, pairs, slots(recipe))
 
 
-def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
+def _first(update: Update, params: Any) -> TrainState:
+    """The state that a run begins with."""
     with jax.numpy_dtype_promotion("standard"):
-        state = jax.eval_shape(lambda params: TrainState(jnp.int32(0), params, update.init(params)), shapes(config))
+        return TrainState(jnp.int32(0), params, update.init(params))
+
+
+def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
+    state = jax.eval_shape(partial(_first, update), shapes(config))
     places = meshes.place(state, mesh)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
 
