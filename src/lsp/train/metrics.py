@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from lsp.train.confusion import Confusion
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -25,17 +27,8 @@ def value(mean: Mean) -> float:
 
 
 def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
-    """Accuracy, F1 (of class 1 for two classes, else the mean over classes) and cross-entropy in nats."""
+    """Accuracy, F1 and Matthews' correlation as `Confusion.metrics` has them, and cross-entropy in nats."""
     shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True)
     log_probability_NC = shifted_NC - np.log(np.exp(shifted_NC).sum(1, keepdims=True))
-    guesses_N = logits_NC.argmax(1)
-    f1s = []
-    for label in range(logits_NC.shape[1]):
-        both = int(((guesses_N == label) & (labels_N == label)).sum())
-        either = int((guesses_N == label).sum() + (labels_N == label).sum())
-        f1s.append(2 * both / either if either else 0.0)
-    return {
-        "accuracy": float((guesses_N == labels_N).mean()),
-        "f1": f1s[1] if len(f1s) == 2 else float(np.mean(f1s)),
-        "loss": float(-log_probability_NC[np.arange(len(labels_N)), labels_N].mean()),
-    }
+    counted = Confusion.of(labels_N, logits_NC.argmax(1), logits_NC.shape[1])
+    return counted.metrics() | {"loss": float(-log_probability_NC[np.arange(len(labels_N)), labels_N].mean())}
