@@ -114,8 +114,19 @@ def test_a_finished_run_does_nothing_again(road: Path):
 
 
 def test_evaluate_gates_and_predict_agree(road: Path):
-    found = evaluate.run(road / "int8", road / "dev.tsv", AUTO, ["accuracy=0.5", "f1=1.1"], QUIET)
+    errors = road / "errors.jsonl"
+    found = evaluate.run(road / "int8", road / "dev.tsv", AUTO, ["accuracy=0.5", "f1=1.1"], QUIET, errors)
     assert [gate["passed"] for gate in found["gates"]] == [True, False]
+    rows = [json.loads(line) for line in errors.read_text().splitlines()]
+    table = (road / "dev.tsv").read_text().splitlines()
+    assert len(rows) == round(100 * (1 - found["metrics"]["accuracy"]))
+    assert [f"{row['text']}\t{row['label']}" for row in rows] == [table[row["row"]] for row in rows]
+    assert all(row["guess"] != row["label"] for row in rows)
+    assert sorted((row["probability"] for row in rows), reverse=True) == [row["probability"] for row in rows]
+    low, high = found["intervals"]["accuracy"]
+    assert low <= found["metrics"]["accuracy"] <= high and sum(row["examples"] for row in found["classes"]) == 100
+    with pytest.raises(LspError, match="is there already"):
+        evaluate.run(road / "int8", road / "dev.tsv", AUTO, [], QUIET, errors)
     output = io.StringIO()
     predict.run(road / "int8", str(road / "dev.tsv"), AUTO, output, True, QUIET)
     rows = [json.loads(line) for line in output.getvalue().splitlines()]

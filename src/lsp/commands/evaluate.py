@@ -1,10 +1,14 @@
 """`lsp evaluate`: metrics of a checkpoint on a file, and gates on them."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsp import LspError, checkpoint, nearest
+import numpy as np
+
+from lsp import LspError, checkpoint, directory, nearest
+from lsp.data import batches, tasks
 from lsp.train import labelled
 from lsp.train.confusion import Confusion
 from lsp.train.evaluate import Classifier
@@ -13,14 +17,31 @@ MOST_CROSSED = 20  # classes of a confusion matrix that is shown
 LABEL = "label \\ guess"
 
 
-def run(start: Path, data: Path, columns: labelled.Columns, gates: list[str], progress: Any) -> dict[str, Any]:
-    """Metrics with 95 % intervals, speed, what became of each class, and for each gate whether it holds."""
+def run(
+    start: Path,
+    data: Path,
+    columns: labelled.Columns,
+    gates: list[str],
+    progress: Any,
+    errors: Path | None = None,
+) -> dict[str, Any]:
+    """Metrics with 95 % intervals, speed, what became of each class, and for each gate whether it holds.
+
+    The examples that are labelled wrongly go to `errors`, a JSON object a line, those first that the model was most
+    sure of. Raises LspError (exit 2) when that is a file already.
+    """
     wanted = [_gate(gate) for gate in gates]
+    if errors is not None and errors.exists():
+        raise LspError(f"--errors {errors} is there already.", hint="Give another name, or remove it.")
     base = checkpoint.open(start).expect("classes")
-    examples = labelled.read(data, columns, base.tokenizer, base.config.max_length, base.labels)
+    table = tasks.read(data, text_columns=columns[0], label_column=columns[1], labels=base.labels)
+    examples = batches.Examples(table, base.tokenizer, base.config.max_length)
     progress.say(f"evaluating {len(examples)} examples")
     scores = Classifier(base.config).score(base.params, examples)
     counted = Confusion.of(examples.labels, scores.logits.argmax(1), len(base.labels))
+    if errors is not None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, scores.logits)]
+        directory.write_atomically(errors, "".join(lines))
     return {
         "command": "evaluate",
         "from": str(start),
@@ -34,6 +55,24 @@ def run(start: Path, data: Path, columns: labelled.Columns, gates: list[str], pr
         "confusion": _crossed(counted, base.labels),
         "gates": [_judged(name, minimum, scores.metrics) for name, minimum in wanted],
     }
+
+
+def wrong(table: tasks.Table, logits_NC: np.ndarray) -> list[dict[str, Any]]:
+    """The rows whose guess is not their label, by falling probability of the guess."""
+    powers_NC = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
+    sure_N = powers_NC.max(1) / powers_NC.sum(1)
+    guesses_N, labels_N = logits_NC.argmax(1), np.asarray(table.labels)
+    missed = np.flatnonzero(guesses_N != labels_N)
+    return [
+        {
+            "label": table.names[labels_N[row]],
+            "guess": table.names[guesses_N[row]],
+            "probability": round(float(sure_N[row]), 6),
+            "row": int(row) + 1,
+            "text": table.texts[row][0] if len(table.texts[row]) == 1 else list(table.texts[row]),
+        }
+        for row in missed[np.argsort(-sure_N[missed], kind="stable")]
+    ]
 
 
 def _crossed(counted: Confusion, names: Sequence[str]) -> list[dict[str, Any]]:
