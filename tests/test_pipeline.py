@@ -125,8 +125,12 @@ def test_evaluate_gates_and_predict_agree(road: Path):
     assert sorted((row["probability"] for row in rows), reverse=True) == [row["probability"] for row in rows]
     low, high = found["intervals"]["accuracy"]
     assert low <= found["metrics"]["accuracy"] <= high and sum(row["examples"] for row in found["classes"]) == 100
-    with pytest.raises(LspError, match="is there already"):
-        evaluate.run(road / "int8", road / "dev.tsv", AUTO, [], QUIET, errors)
+    before = errors.read_bytes()
+    evaluate.run(road / "int8", road / "dev.tsv", AUTO, [], QUIET, errors)
+    assert errors.read_bytes() == before
+    for mine in ("dev.tsv", "encoder"):
+        with pytest.raises(LspError, match="is there already"):
+            evaluate.run(road / "int8", road / "dev.tsv", AUTO, [], QUIET, road / mine)
     output = io.StringIO()
     predict.run(road / "int8", str(road / "dev.tsv"), AUTO, output, True, QUIET)
     rows = [json.loads(line) for line in output.getvalue().splitlines()]

@@ -28,11 +28,11 @@ def run(
     """Metrics with 95 % intervals, speed, what became of each class, and for each gate whether it holds.
 
     The examples that are labelled wrongly go to `errors`, a JSON object a line, those first that the model was most
-    sure of. Raises LspError (exit 2) when that is a file already.
+    sure of. Raises LspError (exit 2) when there is a file of another kind already.
     """
     wanted = [_gate(gate) for gate in gates]
-    if errors is not None and errors.exists():
-        raise LspError(f"--errors {errors} is there already.", hint="Give another name, or remove it.")
+    if errors is not None and errors.exists() and not _holds_errors(errors):
+        raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
     base = checkpoint.open(start).expect("classes")
     table = tasks.read(data, text_columns=columns[0], label_column=columns[1], labels=base.labels)
     examples = batches.Examples(table, base.tokenizer, base.config.max_length)
@@ -73,6 +73,16 @@ def wrong(table: tasks.Table, logits_NC: np.ndarray) -> list[dict[str, Any]]:
         }
         for row in missed[np.argsort(-sure_N[missed], kind="stable")]
     ]
+
+
+def _holds_errors(path: Path) -> bool:
+    """Whether a file is what an earlier call wrote."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        return not first or {"label", "guess", "probability", "row", "text"} == json.loads(first).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _crossed(counted: Confusion, names: Sequence[str]) -> list[dict[str, Any]]:
