@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from lsp.train.confusion import Confusion
+from lsp.train.metrics import calibration_error
 
 
 def examples(classes: int, number: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -74,3 +75,18 @@ def test_intervals_are_those_of_scipys_bootstrap() -> None:
     )
     np.testing.assert_allclose(found["f1"], [*again.confidence_interval], atol=0.015)
     assert Confusion.of(labels, guesses, 2).intervals(seed=1) == found
+
+
+def test_the_calibration_error_is_the_mean_distance_of_its_bins() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(500, 3)) * 2, rng.integers(0, 3, 500)
+    sure = np.exp(logits).max(1) / np.exp(logits).sum(1)
+    wanted = 0.0
+    for low in np.arange(15) / 15:
+        inside = (sure >= low) & (sure < low + 1 / 15)
+        if inside.any():
+            right = (logits.argmax(1) == labels)[inside].mean()
+            wanted += abs(right - sure[inside].mean()) * inside.mean()
+    assert calibration_error(logits, labels) == pytest.approx(wanted)
+    certain = np.array([[100.0, 0.0]] * 4)
+    assert calibration_error(certain, np.array([0, 0, 0, 1])) == pytest.approx(0.25)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lsp import LspError, checkpoint, directory, nearest
 from lsp.data import batches, tasks
-from lsp.train import labelled
+from lsp.train import labelled, metrics
 from lsp.train.confusion import Confusion
 from lsp.train.evaluate import Classifier
 
@@ -49,6 +49,7 @@ def run(
         "status": "complete",
         "metrics": scores.metrics,
         "intervals": counted.intervals(),
+        "calibration_error": metrics.calibration_error(scores.logits, examples.labels),
         "examples": len(examples),
         "examples_per_second": scores.examples_per_second,
         "classes": counted.by_class(base.labels),
@@ -59,8 +60,7 @@ def run(
 
 def wrong(table: tasks.Table, logits_NC: np.ndarray) -> list[dict[str, Any]]:
     """The rows whose guess is not their label, by falling probability of the guess."""
-    powers_NC = np.exp(logits_NC - logits_NC.max(1, keepdims=True))
-    sure_N = powers_NC.max(1) / powers_NC.sum(1)
+    sure_N = metrics.probabilities(logits_NC).max(1)
     guesses_N, labels_N = logits_NC.argmax(1), np.asarray(table.labels)
     missed = np.flatnonzero(guesses_N != labels_N)
     return [
@@ -101,9 +101,7 @@ def _gate(text: str) -> tuple[str, float]:
         raise LspError(f"--min {text} is not metric=number.", hint="For example --min accuracy=0.9.") from None
 
 
-def _judged(name: str, minimum: float, metrics: dict[str, float]) -> dict[str, Any]:
-    if name not in metrics:
-        raise LspError(
-            f"--min {name}: no such metric.{nearest(name, metrics)}", hint=f"There are: {', '.join(metrics)}."
-        )
-    return {"metric": name, "min": minimum, "value": metrics[name], "passed": metrics[name] >= minimum}
+def _judged(name: str, minimum: float, found: dict[str, float]) -> dict[str, Any]:
+    if name not in found:
+        raise LspError(f"--min {name}: no such metric.{nearest(name, found)}", hint=f"There are: {', '.join(found)}.")
+    return {"metric": name, "min": minimum, "value": found[name], "passed": found[name] >= minimum}

@@ -11,7 +11,7 @@ import numpy as np
 from lsp import Exit, LspError, checkpoint
 from lsp.data import batches, tasks
 from lsp.data.tokenizer import CLS, MASK, SEP
-from lsp.train import labelled
+from lsp.train import labelled, metrics
 from lsp.train.evaluate import Classifier, MaskedWords
 
 CHUNK = 256  # rows read before the first is answered; inside, rows of like length share a batch
@@ -41,8 +41,7 @@ def _labels(base: checkpoint.Checkpoint) -> Any:
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         examples = batches.Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
         logits = classifier.logits(base.params, examples)
-        shifted = np.exp(logits - logits.max(1, keepdims=True))
-        for row, text in zip(shifted / shifted.sum(1, keepdims=True), texts, strict=True):
+        for row, text in zip(metrics.probabilities(logits), texts, strict=True):
             best = int(row.argmax())
             probabilities = {name: round(float(value), 6) for name, value in zip(base.labels, row, strict=True)}
             yield {"label": base.labels[best], "probability": probabilities[base.labels[best]]} | {

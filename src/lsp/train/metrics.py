@@ -7,6 +7,8 @@ import numpy as np
 
 from lsp.train.confusion import Confusion
 
+BINS = 15  # of a calibration error
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -26,9 +28,24 @@ def value(mean: Mean) -> float:
     return total / count if count else float("nan")
 
 
+def probabilities(logits_NC: np.ndarray) -> np.ndarray:
+    """Softmax, float64 [N, C]."""
+    powers_NC = np.exp(logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True))
+    return powers_NC / powers_NC.sum(1, keepdims=True)
+
+
 def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, float]:
     """Accuracy, F1 and Matthews' correlation as `Confusion.metrics` has them, and cross-entropy in nats."""
     shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True)
     log_probability_NC = shifted_NC - np.log(np.exp(shifted_NC).sum(1, keepdims=True))
     counted = Confusion.of(labels_N, logits_NC.argmax(1), logits_NC.shape[1])
     return counted.metrics() | {"loss": float(-log_probability_NC[np.arange(len(labels_N)), labels_N].mean())}
+
+
+def calibration_error(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """How far the probability of a guess is from the share of such guesses that are right: the mean distance over 15
+    equal bins of probability, weighted by their examples (Guo et al., 2017)."""
+    sure_N, right_N = probabilities(logits_NC).max(1), logits_NC.argmax(1) == labels_N
+    bin_N = np.minimum((sure_N * BINS).astype(int), BINS - 1)
+    distance = np.bincount(bin_N, right_N, BINS) - np.bincount(bin_N, sure_N, BINS)
+    return float(np.abs(distance).sum() / len(labels_N))
