@@ -17,6 +17,7 @@ from typing import Any
 from spine import LENGTH, RECIPES, Bench
 
 COPIES: dict[str, Any] = {"replicas.count": 4, "replicas.every": 20, "replicas.outer": "average"}
+START_ROWS = 32  # a step of the synchronous beginning
 NESTEROV = COPIES | {"replicas.outer": "nesterov"}
 CHANGES: dict[str, dict[str, Any]] = {
     "sync": {},
@@ -47,7 +48,8 @@ def main() -> None:
     common += ["--recipe", RECIPES / "pretrain" / "tiny.toml"]
     fixed = {"train.learning_rate": args.rate, "train.steps": args.steps, "train.batch_size": args.batch}
     if args.start:
-        common += ["--from", bench.run(f"start-{args.batch}-{args.start}", *common, f"--set=train.steps={args.start}")]
+        alone = [f"--set=train.steps={args.start}", f"--set=train.batch_size={START_ROWS}"]
+        common += ["--from", bench.run(f"start-{START_ROWS}-{args.start}", *common, *alone)]
         fixed["train.seed"] = 1  # other batches and masks than before
     table: dict[str, Any] = {}
     for name in args.only.split(","):
