@@ -17,7 +17,8 @@ def summary(meter: Meter, step: Compiled, train: recipes.Train) -> dict[str, Any
     """`Meter.summary` and: `mfu`, the share of the devices' peak that needed FLOPs have used (Chowdhery et al., 2022);
     `planned`, what `lsp plan` expects of this step on these devices, each with its `error`, planned / measured - 1.
 
-    Runs of a few seconds, and processes other than the first, have none of both.
+    Runs of a few seconds have none of both. A processor's peak is measured when the run is over: if it is busy with
+    something else then, the share comes out too high.
     """
     made = meter.summary()
     if meter.seconds < ENOUGH or step.planned is None:
