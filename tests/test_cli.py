@@ -28,7 +28,7 @@ OPTIONS = {
     "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "compress distill": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
-    "evaluate": ["--from", "--data", "--min", *TRAINING[-2:], *JSON],
+    "evaluate": ["--from", "--data", "--min", "--errors", *TRAINING[-2:], *JSON],
     "predict": ["--from", "--text-column", *JSON],
     "inspect": ["--json"],
     "plan": [
