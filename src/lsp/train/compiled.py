@@ -95,6 +95,11 @@ class Compiled:
             self.meter.pause()
         return self.compiled[shape](state, frozen, batch, index, signals)
 
+    @property
+    def buffers(self) -> int:
+        """Bytes that the largest step so far takes and gives back."""
+        return self.planned.gradients + self.planned.activations if self.planned else 0
+
     def text(self) -> str:
         """The largest program, as XLA has it."""
         return str(self.largest.as_text())
