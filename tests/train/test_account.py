@@ -25,7 +25,7 @@ TAKEN = Memory(parameters=100, optimizer=200, batch=10, gradients=100, activatio
 
 def metered(steps: int, seconds: float, needed: int) -> Meter:
     meter = Meter()
-    meter.steps, meter.seconds, meter.needed, meter.resident = steps, seconds, needed, 0
+    meter.steps, meter.seconds, meter.needed, meter.resident, meter.peak = steps, seconds, needed, 0, 700
     return meter
 
 
@@ -34,7 +34,8 @@ def test_utilisation_and_the_errors_of_a_plan_are_hand_arithmetic(monkeypatch: p
     monkeypatch.setattr(account, "jax", SimpleNamespace(device_count=lambda: 1))
     monkeypatch.setattr(Meter, "summary", lambda self: {"peak_memory_bytes": 800})
     step: Any = SimpleNamespace(planned=TAKEN)
-    made = account.summary(metered(10, 20.0, 4 * 10**9), step, recipe.Train())
+    meter = metered(10, 20.0, 4 * 10**9)
+    made = account.summary(meter, step, recipe.Train(), planned=True)
     assert made["mfu"] == pytest.approx(4e9 / 20 / 1e9)
     # 0.4 GFLOP a step at half of 1 GFLOP/s take longer than 2·300 + 2·790 bytes at a megabyte a second.
     assert made["planned"]["step_milliseconds"] == pytest.approx(800)
@@ -43,7 +44,10 @@ def test_utilisation_and_the_errors_of_a_plan_are_hand_arithmetic(monkeypatch: p
     assert made["planned"]["memory_error"] == pytest.approx(0.25)
     said = "a plan says 800 ms a step (-60%) and 0.00 GB (+25%), beside what was measured"
     assert account.compared(made["planned"]) == said
-    assert account.summary(metered(1, 1.0, 10**9), step, recipe.Train()) == {"peak_memory_bytes": 800}
+    assert "planned" not in account.summary(meter, step, recipe.Train(), planned=False)
+    meter.peak = 800  # reached before
+    assert account.summary(meter, step, recipe.Train(), planned=True)["planned"]["memory_error"] is None
+    assert account.summary(metered(1, 1.0, 10**9), step, recipe.Train(), planned=True) == {"peak_memory_bytes": 800}
 
 
 def test_a_device_is_found_by_its_name_or_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,10 @@ from lsp.train.log import Meter
 ENOUGH = 5.0  # seconds of steps; shorter runs say nothing of a device
 
 
-def summary(meter: Meter, step: Compiled, train: recipes.Train) -> dict[str, Any]:
+def summary(meter: Meter, step: Compiled, train: recipes.Train, *, planned: bool) -> dict[str, Any]:
     """`Meter.summary` and: `mfu`, the share of the devices' peak that needed FLOPs have used (Chowdhery et al., 2022);
-    `planned`, what `lsp plan` expects of this step on these devices, each with its `error`, planned / measured - 1.
+    `planned`, where one can be, what `lsp plan` expects of this step on these devices, each with its `error`, planned /
+    measured - 1. The memory has none if this process had more before the run.
 
     Runs of a few seconds have none of both. A processor's peak is measured when the run is over: if it is busy with
     something else then, the share comes out too high.
@@ -25,16 +26,18 @@ def summary(meter: Meter, step: Compiled, train: recipes.Train) -> dict[str, Any
         return made
     chip, devices = accelerators.here(), jax.device_count()
     needed, seconds = meter.needed / meter.steps, meter.seconds / meter.steps
+    made |= {"mfu": needed / seconds / (devices * chip.peak(train.precision))}
+    if not planned:
+        return made
     sent = sum(each.bytes for each in collectives(step.text(), devices)) if devices > 1 else 0
     time = accelerators.roofline(chip, train, needed / devices, step.planned, sent, chip.mfu)
-    memory, measured = step.planned.total, made["peak_memory_bytes"] - meter.resident
+    memory, peak = step.planned.total, made["peak_memory_bytes"]
     return made | {
-        "mfu": needed / seconds / (devices * chip.peak(train.precision)),
         "planned": {
             "step_milliseconds": 1000 * time.step,
             "step_error": time.step / seconds - 1,
             "memory_bytes": memory,
-            "memory_error": memory / measured - 1 if measured > 0 else None,
+            "memory_error": memory / (peak - meter.resident) - 1 if peak > meter.peak else None,
         },
     }
 

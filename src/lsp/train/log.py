@@ -29,7 +29,7 @@ class Meter:
         self.flops = flops
         self.useful, self.tokens, self.seconds, self.compile_seconds = 0, 0, 0.0, 0.0
         self.steps = self.needed = 0
-        self.resident = memory.resident()  # before the run
+        self.resident, self.peak = memory.resident(), peak_memory()  # before the run
         self.waited = self.waiting_now = 0.0
         self.last: float | None = None
         self.energy = energy.Energy(energy.counters(gpus=jax.default_backend() == "gpu"))

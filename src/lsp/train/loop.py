@@ -97,7 +97,7 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
         loop.log.evaluated(loop.done, metrics)
         params = meshes.gathered(params)
         skipped = int(loop.state.recent.skipped)
-        rates = account.summary(loop.meter, loop.step, train)
+        rates = account.summary(loop.meter, loop.step, train, planned=plan.config.head == "words")
         if "planned" in rates:
             progress.say(account.compared(rates["planned"]))
         if copies > 1:
