@@ -35,7 +35,7 @@ from lsp.train import mesh as meshes
 from lsp.train.compiled import Compiled, build
 from lsp.train.log import Meter, peak_memory
 from lsp.train.objectives import Objective, pretraining
-from lsp.train.step import Signals, TrainState
+from lsp.train.step import Signals, begin
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "pretrain"
 TOY = ["model.layers=2", "model.width=64", "model.heads=2", "model.feedforward=128", "data.vocab_size=512"]
@@ -94,8 +94,7 @@ def training(model: str, length: int, tokens: int, remat: str, peak: float, toy:
             return build(config, objective, train, recipes.Replicas(), mesh, policy)
 
         step = Compiled(lambda policy: make(policy)[1], remat, mesh, Meter(), said.append)
-        params = initialise(config, 0)
-        state = TrainState(jnp.int32(0), params, make("none")[0].init(params))
+        state = begin(make("none")[0], initialise(config, 0))
         state = meshes.spread(state, meshes.place(state, mesh))
         signals = meshes.each(Signals(0.5), mesh)
         index, losses, seconds = 0, [], []

@@ -305,13 +305,10 @@ def complete(out: Path, tokenizer: Tokenizer, config: ModelConfig) -> dict[str, 
         (out / "train").mkdir(exist_ok=True)
         return checkpoint.finish(
             run,
+            checkpoint.Model(config, params(), tokenizer, ("no", "yes")),
             stage="pretrain",
-            config=config,
-            params=params(),
-            tokenizer=tokenizer,
             step=5,
             metrics={"loss": 1.5},
-            labels=("no", "yes"),
             parents=["f" * 64],
             result={"seconds": 2.5},
         )

@@ -124,7 +124,7 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
         ),
         (
             ["pretrain", "--data", ".", "--out", "x", "--budget", "9s", "--set", "data.mask_rate_end=0.1"],
-            "error: data.mask_rate_end is reached at the last step, and with --budget alone",
+            "error: data.mask_rate_end follows the steps, and with --budget alone",
         ),
         (["compress", "quantize", "--from", "..", "--out", ".."], "error: --out and --from are the same run"),
         (

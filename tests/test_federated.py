@@ -14,6 +14,7 @@ from lsp import LspError, checkpoint, recipe
 from lsp.commands import pretrain
 from lsp.console import Progress
 from lsp.train.compiled import Compiled
+from lsp.train.options import Options
 
 QUIET = Progress(quiet=True)
 PLAIN = recipe.Pretrain(
@@ -43,7 +44,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(text: str, out: Path, plan: recipe.Pretrain) -> dict[str, Any]:
-    return pretrain.run([text], out, plan, None, None, [], overwrite=False, progress=QUIET)
+    return pretrain.run([text], out, plan, None, None, [], Options(QUIET))
 
 
 def losses(out: Path) -> list[float]:
@@ -95,6 +96,25 @@ def test_pairs_are_not_cut_into_pieces(text: str, tmp_path: Path) -> None:
     bert = dataclasses.replace(SHORT, data=data, model=dataclasses.replace(SHORT.model, preset="bert"))
     with pytest.raises(LspError, match=r"would cut the pairs"):
         train(text, tmp_path / "out", bert)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("data", {"length_start": 8}),
+        ("data", {"mask_rate": 0.3, "mask_rate_end": 0.15}),
+        ("train", {"batch_start": 2}),
+    ],
+)
+def test_what_follows_the_steps_needs_some_beside_a_budget(
+    text: str, tmp_path: Path, section: str, changes: dict[str, Any]
+) -> None:
+    endless = dataclasses.replace(PLAIN, train=dataclasses.replace(PLAIN.train, steps=0))
+    plan = dataclasses.replace(endless, **{section: dataclasses.replace(getattr(endless, section), **changes)})
+    with pytest.raises(LspError, match="with --budget alone no step is known to be the last") as caught:
+        pretrain.run([text], tmp_path / "out", plan, None, None, [], Options(QUIET, budget=60.0))
+    assert caught.value.code == 2 and "train.steps=N" in caught.value.hint
+    assert not (tmp_path / "out").exists(), "said before anything is read"
 
 
 def test_a_length_that_is_no_doubling_is_refused_with_one_that_is(text: str, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from lsp.console import Progress
 from lsp.data.shards import Rows
 from lsp.model.encoder import initialise
 from lsp.train import loop
+from lsp.train.labelled import Files
+from lsp.train.options import Options
 
 QUIET = Progress(quiet=True)
 MODEL = recipe.Model(preset="bert", layers=2, width=64, heads=2, max_length=32)
@@ -35,13 +37,12 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
             stories.append("\n".join(lines))
         (top / f"{name}.txt").write_text("\n\n".join(stories))
     prepare.run([str(top / "text.txt")], top / "data", recipe.Prepare(data=DATA), None, False, QUIET)
-    options = {"overwrite": False, "progress": QUIET}
-    pretrain.run([str(top / "data")], top / "encoder", RECIPE, None, None, [str(top / "valid.txt")], **options)
+    pretrain.run([str(top / "data")], top / "encoder", RECIPE, None, None, [str(top / "valid.txt")], Options(QUIET))
     return top
 
 
 def again(road: Path, out: Path, plan: recipe.Pretrain, start: Path | None = None) -> dict:
-    return pretrain.run([str(road / "data")], out, plan, None, start, [], overwrite=False, progress=QUIET)
+    return pretrain.run([str(road / "data")], out, plan, None, start, [], Options(QUIET))
 
 
 def test_a_tiny_model_learns_to_tell_next_from_random(road: Path) -> None:
@@ -62,12 +63,8 @@ def test_the_pooler_goes_on_into_a_classifier(road: Path, tmp_path: Path, monkey
     (tmp_path / "train.tsv").write_text("sentence\tlabel\ncat ran\ta\ndog sat\tb\n")
     plan = recipe.Finetune(head=recipe.Head(pooling="cls"), train=dataclasses.replace(TRAIN, steps=1))
     with pytest.raises(KeyError):
-        finetune.run(
-            *(str(road / "encoder"), tmp_path / "train.tsv", tmp_path / "train.tsv", tmp_path / "out", plan),
-            *(((), ""), None),
-            overwrite=False,
-            progress=QUIET,
-        )
+        files = Files(tmp_path / "train.tsv", tmp_path / "train.tsv")
+        finetune.run(str(road / "encoder"), tmp_path / "out", plan, files, None, Options(QUIET))
     base = checkpoint.open(road / "encoder")
     assert (base.config.head, base.config.classes, base.config.pooling) == ("words", 2, "cls")
     np.testing.assert_array_equal(started[0]["pooler"]["kernel"], base.params["pooler"]["kernel"])
@@ -98,8 +95,7 @@ def test_an_encoder_goes_on_with_or_without_pairs(road: Path, tmp_path: Path) ->
     short = dataclasses.replace(TRAIN, steps=1)
     (tmp_path / "text.txt").write_text((road / "text.txt").read_text()[:3000])
     plan = dataclasses.replace(RECIPE, train=short, data=dataclasses.replace(DATA, next_sentence=False))
-    options = {"overwrite": False, "progress": QUIET}
-    pretrain.run([str(tmp_path / "text.txt")], tmp_path / "alone", plan, None, road / "encoder", [], **options)
+    pretrain.run([str(tmp_path / "text.txt")], tmp_path / "alone", plan, None, road / "encoder", [], Options(QUIET))
     assert "pooler" not in checkpoint.open(tmp_path / "alone").params
     again(road, tmp_path / "paired", dataclasses.replace(RECIPE, train=short), tmp_path / "alone")
     assert checkpoint.open(tmp_path / "paired").config == checkpoint.open(road / "encoder").config

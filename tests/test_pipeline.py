@@ -17,10 +17,12 @@ from lsp.commands import distill, evaluate, finetune, inspect, predict, pretrain
 from lsp.compress.prune import sparsity
 from lsp.console import Progress
 from lsp.model.int8 import Int8
+from lsp.train.labelled import Files
+from lsp.train.options import Options
 
 AUTO: tuple[tuple[str, ...], str] = ((), "")
 QUIET = Progress(quiet=True)
-AGAIN: dict[str, Any] = {"overwrite": False, "progress": QUIET}
+AGAIN = Options(QUIET)
 MODEL = recipe.Model(layers=2, width=32, heads=2, max_length=32)
 TRAIN = recipe.Train(steps=40, batch_size=16, learning_rate=3e-3, log_every=10)
 ENCODER = recipe.Pretrain(
@@ -53,11 +55,11 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count, seed in (("train", 400, 1), ("dev", 100, 2)):
         rows = [f"{text}\t{label}" for text, label in sentences(count, seed)]
         (top / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
-    files = top / "train.tsv", top / "dev.tsv"
-    pretrain.run([str(top / "text.txt")], top / "encoder", ENCODER, None, None, [], **AGAIN)
-    finetune.run(str(top / "encoder"), *files, top / "classifier", CLASSIFIER, AUTO, None, **AGAIN)
-    distill.run(top / "classifier", top / "student", STUDENT, *files, AUTO, **AGAIN)
-    prune.run(top / "student", top / "pruned", PRUNED, *files, AUTO, **AGAIN)
+    files = Files(top / "train.tsv", top / "dev.tsv")
+    pretrain.run([str(top / "text.txt")], top / "encoder", ENCODER, None, None, [], AGAIN)
+    finetune.run(str(top / "encoder"), top / "classifier", CLASSIFIER, files, None, AGAIN)
+    distill.run(top / "classifier", top / "student", STUDENT, files, AGAIN)
+    prune.run(top / "student", top / "pruned", PRUNED, files, AGAIN)
     quantize.run(top / "pruned", top / "int8", recipe.Quantize(), top / "dev.tsv", AUTO, False, QUIET)
     return top
 
@@ -85,13 +87,13 @@ def test_compression_is_real(road: Path):
 
 
 def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
-    files = road / "train.tsv", road / "dev.tsv"
+    files = Files(road / "train.tsv", road / "dev.tsv")
     quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, False, QUIET)
-    prune.run(tmp_path / "int8", tmp_path / "pruned", PRUNED, *files, AUTO, **AGAIN)
+    prune.run(tmp_path / "int8", tmp_path / "pruned", PRUNED, files, AGAIN)
     params = checkpoint.open(tmp_path / "pruned").params
     assert isinstance(params["layers"][0]["feedforward"]["down"]["kernel"], Int8), "int8 in, int8 out"
     assert sparsity(params) >= 0.5
-    distill.run(tmp_path / "pruned", tmp_path / "student", STUDENT, *files, AUTO, **AGAIN)
+    distill.run(tmp_path / "pruned", tmp_path / "student", STUDENT, files, AGAIN)
     stages = [each["stage"] for each in checkpoint.open(tmp_path / "student").manifest["compression"]]
     assert stages == ["quantize", "prune", "distill"]
     assert result(tmp_path / "student")["metrics"]["accuracy"] > 0.8
@@ -105,12 +107,12 @@ def test_every_small_model_can_name_what_it_came_from(road: Path):
 
 def test_a_finished_run_does_nothing_again(road: Path):
     before = {path: path.read_bytes() for path in (road / "encoder").rglob("*") if path.is_file()}
-    again = pretrain.run([str(road / "text.txt")], road / "encoder", ENCODER, None, None, [], **AGAIN)
+    again = pretrain.run([str(road / "text.txt")], road / "encoder", ENCODER, None, None, [], AGAIN)
     assert again["status"] == "already complete"
     assert before == {path: path.read_bytes() for path in (road / "encoder").rglob("*") if path.is_file()}
     other = dataclasses.replace(ENCODER, train=dataclasses.replace(ENCODER.train, steps=11))
     with pytest.raises(LspError, match=r"train\.steps"):
-        pretrain.run([str(road / "text.txt")], road / "encoder", other, None, None, [], **AGAIN)
+        pretrain.run([str(road / "text.txt")], road / "encoder", other, None, None, [], AGAIN)
 
 
 def test_evaluate_gates_and_predict_agree(road: Path):
@@ -182,17 +184,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(road: Path, tmp_path: Path, m
     monkeypatch.setattr(loop.Compiled, "__call__", dying)
     out = tmp_path / "encoder"
     with contextlib.suppress(Killed):
-        pretrain.run([str(road / "text.txt")], out, ENCODER, None, None, [], **AGAIN)
+        pretrain.run([str(road / "text.txt")], out, ENCODER, None, None, [], AGAIN)
     assert (out / "train" / "00000005").is_dir()
     assert not (out / "manifest.json").exists()
-    pretrain.run([str(road / "text.txt")], out, ENCODER, None, None, [], **AGAIN)
+    pretrain.run([str(road / "text.txt")], out, ENCODER, None, None, [], AGAIN)
     assert next(calls) == 8 + 5, "five steps were left to do"
     jax.tree.map(np.testing.assert_array_equal, checkpoint.open(out).params, checkpoint.open(road / "encoder").params)
 
 
 def test_a_budget_of_time_ends_the_run_with_the_rate_landed(road: Path, tmp_path: Path) -> None:
     out, endless = tmp_path / "out", dataclasses.replace(ENCODER, train=dataclasses.replace(ENCODER.train, steps=0))
-    made = pretrain.run([str(road / "text.txt")], out, endless, None, road / "encoder", [], budget=20.0, **AGAIN)
+    made = pretrain.run([str(road / "text.txt")], out, endless, None, road / "encoder", [], AGAIN._replace(budget=20.0))
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert made["status"] == "complete" and made["step"] == rows[-1]["step"] > 10
     assert rows[-1]["dev_loss"] == made["metrics"]["loss"], "the last evaluation is a line too"

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lsp import Exit, LspError, directory
 from lsp.arrays import Tree, count, load_params, save_params
@@ -68,18 +68,23 @@ def open(path: Path, verify: bool = True) -> Checkpoint:
     )
 
 
+class Model(NamedTuple):
+    """What a stage has made: parameters, and what is needed to use them."""
+
+    config: ModelConfig
+    params: Tree
+    tokenizer: "Tokenizer"
+    labels: Sequence[str] = ()
+
+
 def finish(
     run: directory.Run,
+    model: Model,
     *,
     stage: str,
-    config: ModelConfig,
-    params: Tree,
-    tokenizer: "Tokenizer",
     step: int,
     metrics: dict[str, Any],
     result: dict[str, Any],
-    labels: Sequence[str] = (),
-    task: dict[str, Any] | None = None,
     compression: Sequence[dict[str, Any]] = (),
     parents: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -88,9 +93,9 @@ def finish(
     That is command, out, status, step and metrics, then `result`, then parameters and bytes.
     Killed anywhere, the run is either still to be continued from its steps, or complete.
     """
-    save_params(run.path / "params", params)
-    tokenizer.save(run.path / "tokenizer")
-    size = {"parameters": count(params), "bytes": _used(run.path)}
+    save_params(run.path / "params", model.params)
+    model.tokenizer.save(run.path / "tokenizer")
+    size = {"parameters": count(model.params), "bytes": _used(run.path)}
     if "after" in result:  # a compress stage compares itself with what it came from
         result = result | {"after": size | result["after"]}
     first = {"command": run.command, "out": str(run.path), "status": "complete", "step": step, "metrics": metrics}
@@ -98,10 +103,10 @@ def finish(
     directory.write_atomically(run.path / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     manifest = {
         "stage": stage,
-        "model": config.to_dict(),
-        "task": task or {},
-        "labels": list(labels),
-        "tokenizer": tokenizer.hash,
+        "model": model.config.to_dict(),
+        "task": {},
+        "labels": list(model.labels),
+        "tokenizer": model.tokenizer.hash,
         "step": step,
         "metrics": metrics,
         "compression": list(compression),

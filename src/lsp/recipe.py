@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from lsp import LspError, nearest
 
+Remat = Literal["auto", "none", "dots", "full"]
+
 
 def key(default: Any, help: str) -> Any:
     """A recipe key: its default and what it means, with the unit."""
@@ -79,7 +81,7 @@ class Train:
     average: float = key(0.0, "share of the last steps whose weights are averaged into the finished model; 0 means the last weights alone")
     clip: float = key(1.0, "largest global gradient norm; 0 means no clipping")
     precision: Literal["fp32", "bf16"] = key("fp32", "type of the computation; master weights, softmax, norms and loss stay fp32")
-    remat: Literal["auto", "none", "dots", "full"] = key("auto", "what of a layer is computed again for its gradients, to save memory: nothing, all but the products with its weights (`dots`), or all (`full`); `auto` is the first of these with which a step fits the device")
+    remat: Remat = key("auto", "what of a layer is computed again for its gradients, to save memory: nothing, all but the products with its weights (`dots`), or all (`full`); `auto` is the first of these with which a step fits the device")
     spike: float = key(6.0, "standard deviations above the mean of the last 128 losses, or gradient norms, from which a step counts as a spike; 0 means that only what is not finite does")
     on_divergence: Literal["stop", "skip", "rewind"] = key("stop", "what follows a spike or a loss that is not finite: `stop` ends the run, at a spike only warns; `skip` leaves the step out; `rewind` goes back to the newest saved step and on behind the batch")
     seed: int = key(0, "decides the start, the order, the masks and the dropout")

@@ -57,6 +57,12 @@ def test_a_plan_adds_up() -> None:
     assert {row["collective"] for row in made["collectives"]} >= {"all-reduce", "all-gather"}
 
 
+def test_copies_that_are_clients_can_be_planned() -> None:
+    words = ["--set", "replicas.count=4", "--set", "replicas.clients=0.5", "--set", "replicas.outer=average"]
+    code, made, _ = plan(*words, "--devices", "4", "--accelerator", "h200")
+    assert code == Exit.DONE and made["mesh"]["replica"] == 4 and made["fits"]
+
+
 def test_without_a_split_nothing_crosses() -> None:
     code, made, _ = plan()
     assert code == Exit.DONE and made["fits"] and "collectives" not in made and made["network_milliseconds"] == 0

@@ -14,6 +14,8 @@ from lsp.commands import finetune, pretrain, replay
 from lsp.console import Progress
 from lsp.data.shards import Rows
 from lsp.data.tokenizer import Tokenizer
+from lsp.train.labelled import Files
+from lsp.train.options import Options
 
 QUIET = Progress(quiet=True)
 PLAN = recipe.Pretrain(
@@ -34,7 +36,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def diverged(corpus: Path, out: Path, **changes: Any) -> LspError:
     plan = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, **changes))
     with pytest.raises(LspError) as caught:
-        pretrain.run([str(corpus)], out, plan, None, None, [], overwrite=False, progress=QUIET)
+        pretrain.run([str(corpus)], out, plan, None, None, [], Options(QUIET))
     assert caught.value.code == Exit.DIVERGED
     return caught.value
 
@@ -72,20 +74,20 @@ def test_a_damaged_or_missing_box_is_refused_and_overwriting_takes_it_away(corpu
         replay.run(place, QUIET)
     assert caught.value.code == Exit.ARTIFACT
     calm = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, learning_rate=1e-3, steps=2))
-    pretrain.run([str(corpus)], tmp_path / "run", calm, None, None, [], overwrite=True, progress=QUIET)
+    pretrain.run([str(corpus)], tmp_path / "run", calm, None, None, [], Options(QUIET, overwrite=True))
     assert not place.parent.exists()
 
 
 def test_a_classifier_is_replayed_with_the_worst_text_first(corpus: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     small = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, learning_rate=1e-3, steps=2))
-    pretrain.run([str(corpus)], data, small, None, None, [], overwrite=False, progress=QUIET)
+    pretrain.run([str(corpus)], data, small, None, None, [], Options(QUIET))
     lines = [f"{text.split()[0]} {text.split()[1]}\t{i % 2}" for i, text in enumerate(corpus.read_text().split("\n\n"))]
     (tmp_path / "train.tsv").write_text("\n".join(["sentence\tlabel", *lines[:64]]) + "\n")
     plan = recipe.Finetune(train=PLAN.train, data=recipe.Labelled(sequence_length=32), head=recipe.Head(dropout=0.0))
     files = (tmp_path / "train.tsv", tmp_path / "train.tsv")
     with pytest.raises(LspError, match="diverged"):
-        finetune.run(str(data), *files, tmp_path / "run", plan, ((), ""), None, overwrite=False, progress=QUIET)
+        finetune.run(str(data), tmp_path / "run", plan, Files(*files), None, Options(QUIET))
     (place,) = (tmp_path / "run" / "blackbox").iterdir()
     found = replay.run(place, QUIET)
     assert found["exact"] and len(found["texts"]) == 5

@@ -17,7 +17,7 @@ from lsp.train.compiled import Compiled, build
 from lsp.train.log import Meter
 from lsp.train.memory import Memory
 from lsp.train.objectives import Objective, masked_lm
-from lsp.train.step import Signals, TrainState
+from lsp.train.step import Signals, begin
 
 CHIP = Accelerator(bf16=2e9, fp32=1e9, memory=1e9, bandwidth=1e6, link=1e6, mfu=0.5)
 TAKEN = Memory(parameters=100, optimizer=200, batch=10, gradients=100, activations=590, program=0, start=0)
@@ -80,8 +80,7 @@ def test_a_step_that_does_not_fit_computes_more_again(monkeypatch: pytest.Monkey
         objective = Objective(masked_lm)
         with jax.set_mesh(mesh):
             make = {each: build(config, objective, train, recipe.Replicas(), mesh, each) for each in compiled.REMAT}
-            params = initialise(config, 0)
-            state = TrainState(np.int32(0), params, make["none"][0].init(params))
+            state = begin(make["none"][0], initialise(config, 0))
             state = meshes.spread(state, meshes.place(state, mesh))
             made = Compiled(lambda policy: make[policy][1], remat, mesh, Meter(), said.append)
             metrics = made(state, None, batch, np.int32(0), meshes.each(Signals(0.5), mesh))[1]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lsp import Exit, LspError, console, recipe
+from lsp import Exit, console, recipe
 from lsp.arguments import (
     BudgetOpt,
     CoordinatorOpt,
@@ -159,11 +159,6 @@ def pretrain(
     seconds = parse_duration(budget)
     # The default number of steps gives way to a budget; one that was asked for does not.
     plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
-    if seconds and not plan.train.steps and plan.data.mask_rate_end not in (0, plan.data.mask_rate):
-        raise LspError(
-            "data.mask_rate_end is reached at the last step, and with --budget alone no step is known to be the last.",
-            hint="Add --set train.steps=N, or leave out data.mask_rate_end.",
-        )
     need_text(*data)
     need_text(*valid, weights=False)
     need(begin, tokenizer)
@@ -173,18 +168,9 @@ def pretrain(
     progress = console.Progress(quiet or (launch is not None and launch.index > 0))
     from lsp.commands import pretrain as verb
     from lsp.train import processes
+    from lsp.train.options import Options
 
+    options = Options(progress, overwrite, seconds, tracker)
     with processes.joined(launch, lambda error: console.fail(error, as_json, "pretrain")):
-        made = verb.run(
-            data,
-            out,
-            plan,
-            tokenizer,
-            begin,
-            valid,
-            budget=seconds,
-            track=tracker,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        made = verb.run(data, out, plan, tokenizer, begin, valid, options)
     return report(made, as_json) if made else Exit.DONE

@@ -72,22 +72,11 @@ def finetune(
     seconds = parse_duration(budget)
     need_trackers(tracker)
     from lsp.commands import finetune as verb
+    from lsp.train.labelled import Files
+    from lsp.train.options import Options
 
-    progress = console.Progress(quiet)
-    made = verb.run(
-        begin,
-        train,
-        dev,
-        out,
-        plan,
-        columns,
-        tokenizer,
-        budget=seconds,
-        track=tracker,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return report(made, as_json)
+    options = Options(console.Progress(quiet), overwrite, seconds, tracker)
+    return report(verb.run(begin, out, plan, Files(train, dev, columns), tokenizer, options), as_json)
 
 
 @compress.command(short_help="Int8 weights and activations: smaller and faster.")
@@ -156,12 +145,11 @@ def prune(
     seconds = parse_duration(budget)
     need_trackers(tracker)
     from lsp.commands import prune as verb
+    from lsp.train.labelled import Files
+    from lsp.train.options import Options
 
-    progress = console.Progress(quiet)
-    made = verb.run(
-        begin, out, plan, train, dev, columns, budget=seconds, track=tracker, overwrite=overwrite, progress=progress
-    )
-    return report(made, as_json)
+    options = Options(console.Progress(quiet), overwrite, seconds, tracker)
+    return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 
 @compress.command(short_help="A smaller student that learns a classifier's answers.")
@@ -196,12 +184,11 @@ def distill(
     seconds = parse_duration(budget)
     need_trackers(tracker)
     from lsp.commands import distill as verb
+    from lsp.train.labelled import Files
+    from lsp.train.options import Options
 
-    progress = console.Progress(quiet)
-    made = verb.run(
-        begin, out, plan, train, dev, columns, budget=seconds, track=tracker, overwrite=overwrite, progress=progress
-    )
-    return report(made, as_json)
+    options = Options(console.Progress(quiet), overwrite, seconds, tracker)
+    return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 
 @app.command(short_help="Metrics on labelled examples, and a gate for CI.")

@@ -11,6 +11,8 @@ from lsp import directory
 from lsp import recipe as recipes
 from lsp.commands import distill, finetune, pretrain, prune, quantize
 from lsp.data import baselines, docstrings
+from lsp.train import labelled
+from lsp.train.options import Options
 
 # Sizes for about five minutes on two cores. In code rather than in recipes/, which an installed wheel doesn't have;
 # OUT/*/recipe.toml holds each of them afterwards.
@@ -67,19 +69,18 @@ def stages(out: Path, overwrite: bool, progress: Any) -> dict[str, dict[str, Any
     """The result of every stage, by the name of its directory."""
     corpus, train, dev = (out / "text" / name for name in ("corpus.jsonl", "train.tsv", "dev.tsv"))
     encoder, classifier, student, pruned, int8 = (out / name for name in RECIPES)
-    columns: tuple[tuple[str, ...], str] = ((), "")  # those that the header names
-    again: dict[str, Any] = {"overwrite": overwrite, "progress": progress}
+    files, options = labelled.Files(train, dev), Options(progress, overwrite)
     made: dict[str, dict[str, Any]] = {}
     progress.say("1/5 pretrain: an encoder that guesses masked words")
-    made["encoder"] = pretrain.run([str(corpus)], encoder, ENCODER, None, None, [], **again)
+    made["encoder"] = pretrain.run([str(corpus)], encoder, ENCODER, None, None, [], options)
     progress.say("2/5 finetune: a classifier on top of it")
-    made["classifier"] = finetune.run(str(encoder), train, dev, classifier, CLASSIFIER, columns, None, **again)
+    made["classifier"] = finetune.run(str(encoder), classifier, CLASSIFIER, files, None, options)
     progress.say("3/5 compress distill: a student with half the layers")
-    made["student"] = distill.run(classifier, student, STUDENT, train, dev, columns, **again)
+    made["student"] = distill.run(classifier, student, STUDENT, files, options)
     progress.say("4/5 compress prune: half of its weights set to zero")
-    made["pruned"] = prune.run(student, pruned, PRUNED, train, dev, columns, **again)
+    made["pruned"] = prune.run(student, pruned, PRUNED, files, options)
     progress.say("5/5 compress quantize: int8 weights and activations")
-    made["int8"] = quantize.run(pruned, int8, INT8, dev, columns, **again)
+    made["int8"] = quantize.run(pruned, int8, INT8, dev, files.columns, overwrite, progress)
     return made
 
 

@@ -1,13 +1,11 @@
 """`lsp finetune`: a classifier on an encoder, or from random weights."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress.quantize import dequantize
-from lsp.data import text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
@@ -15,30 +13,25 @@ from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.loop import fit
 from lsp.train.objectives import Objective, classification
+from lsp.train.options import Options
 
 SCRATCH = "scratch"
 
 
 def run(
     start: str,
-    train: Path,
-    dev: Path,
     out: Path,
     recipe: recipes.Finetune,
-    columns: labelled.Columns,
+    files: labelled.Files,
     tokenizer: Path | None,
-    *,
-    budget: float = 0.0,
-    track: Sequence[str] = (),
-    overwrite: bool,
-    progress: Any,
+    options: Options,
 ) -> dict[str, Any]:
-    """Trains on `train`, measures on `dev`, writes a classifier to `out` and returns its result."""
-    clock = Clock(budget)
-    inputs = {"train": text.digest([str(train)]), "dev": text.digest([str(dev)])}
+    """Trains on one file, measures on the other, writes a classifier to `out` and returns its result."""
+    clock, progress = Clock(options.budget), options.progress
+    inputs = files.digests()
     inputs["from"] = SCRATCH if start == SCRATCH else directory.identity(directory.read(Path(start)))
     with directory.claim(
-        out, command="finetune", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
+        out, command="finetune", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
     ) as held:
         if held.complete:
             return held.result()
@@ -46,27 +39,22 @@ def run(
         words = base.tokenizer if base else _tokenizer(tokenizer)
         encoder = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
         length = min(recipe.data.sequence_length, encoder.max_length)
-        sets = labelled.read_sets(train, dev, columns, words, length, progress)
+        sets = labelled.read_sets(files, words, length, progress)
         config = encoder.classifier(len(sets.names), recipe.head.pooling, recipe.head.dropout)
-        steps = labelled.counted(recipe.train, len(sets.train))
-        params = initialise(config, steps.seed)
+        params = initialise(config, recipe.train.seed)
         if base is not None:
             # The old classifier goes on only if it spoke of the same labels.
             kept = {part for part in base.params if part != "classifier" or base.labels == sets.names}
             params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
-        objective = Objective(classification)
-        plan = labelled.plan(config, params, objective, sets, steps, recipe.mesh, clock)
-        with trackers.opened(track, held.path, progress) as followers:
+        plan = labelled.plan(config, params, Objective(classification), sets, recipe, clock)
+        with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         return checkpoint.finish(
             held,
+            checkpoint.Model(config, fitted.params, words, sets.names),
             stage="finetune",
-            config=config,
-            params=fitted.params,
-            tokenizer=words,
             step=fitted.step,
             metrics=fitted.metrics,
-            labels=sets.names,
             parents=[inputs["from"]] if base else [],
             result=fitted.summary(),
         )

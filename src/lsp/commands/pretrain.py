@@ -1,7 +1,6 @@
 """`lsp pretrain`: masked language modelling on raw or prepared text, with next-sentence prediction if asked for."""
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from lsp.train.evaluate import Pretraining
 from lsp.train.labelled import counted
 from lsp.train.loop import Plan, fit
 from lsp.train.objectives import Objective, pretraining
+from lsp.train.options import Options
 
 # Rows kept back to measure on when --valid is not given: one in a hundred, at most this many.
 HELD_OUT = 1024
@@ -35,17 +35,15 @@ def run(
     tokenizer: Path | None,
     start: Path | None,
     valid: list[str],
-    *,
-    budget: float = 0.0,
-    track: Sequence[str] = (),
-    overwrite: bool,
-    progress: Any,
+    options: Options,
 ) -> dict[str, Any]:
     """Trains an encoder into `out` and returns its result, which is empty for all but the first of several processes.
 
-    With a `budget` in seconds, 0 steps mean no end but that.
+    With a budget 0 steps mean no end but that.
     """
-    clock = Clock(budget)
+    clock, progress = Clock(options.budget), options.progress
+    if options.budget:
+        _refuse_endless(recipe)
     with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
         inputs = {
             "data": shards.prepared(readable) or text.digest(readable),
@@ -53,7 +51,7 @@ def run(
             "from": directory.identity(directory.read(start)) if start else "",
         }
         with processes.claim(
-            out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
+            out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
         ) as held:
             if held.complete:
                 return held.result() if processes.first() else {}
@@ -69,23 +67,37 @@ def run(
             if base:
                 params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
-            train = recipe.train if budget else counted(recipe.train, len(train_rows))
+            train = recipe.train if options.budget else counted(recipe.train, len(train_rows))
             plan = _plan(dataclasses.replace(recipe, train=train), config, params, words, train_rows, measured, clock)
-            with trackers.opened(track, held.path, progress) as followers:
+            with trackers.opened(options.track, held.path, progress) as followers:
                 fitted = fit(plan, held.path, progress, followers)
             if not processes.first():
                 return {}
             return checkpoint.finish(
                 held,
+                checkpoint.Model(config, fitted.params, words),
                 stage="pretrain",
-                config=config,
-                params=fitted.params,
-                tokenizer=words,
                 step=fitted.step,
                 metrics=fitted.metrics,
                 parents=[inputs["from"]] if start else [],
                 result=fitted.summary(),
             )
+
+
+def _refuse_endless(recipe: recipes.Pretrain) -> None:
+    """Raises LspError (exit 2), before any text is read, where something follows steps that only a budget will end."""
+    data, train = recipe.data, recipe.train
+    following = {
+        "data.mask_rate_end": data.mask_rate_end not in (0, data.mask_rate),
+        "data.length_start": bool(data.length_start),
+        "train.batch_start": bool(train.batch_start),
+    }
+    key = next((key for key, asked in following.items() if asked), None)
+    if key and not train.steps:
+        raise LspError(
+            f"{key} follows the steps, and with --budget alone no step is known to be the last.",
+            hint=f"Add --set train.steps=N, or leave out {key}.",
+        )
 
 
 def _length(recipe: recipes.Pretrain, rows: shards.Rows | shards.Subset) -> batches.Growth:

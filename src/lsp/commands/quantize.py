@@ -39,13 +39,10 @@ def run(
             after |= classifier.score(params, examples).summary()
         return checkpoint.finish(
             held,
+            checkpoint.Model(base.config, params, base.tokenizer, base.labels),
             stage="quantize",
-            config=base.config,
-            params=params,
-            tokenizer=base.tokenizer,
             step=base.manifest["step"],
             metrics=after.get("metrics", {}),
-            labels=base.labels,
             compression=[*base.manifest["compression"], {"stage": "quantize", "bits": 8}],
             parents=[inputs["from"]],
             result={"before": before, "after": after},

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lsp.train.blackbox import Box
 from lsp.train.compiled import build, policies
 from lsp.train.metrics import value
 from lsp.train.objectives import Objective, classification, masked_lm, masked_lm_of_pairs
-from lsp.train.step import Signals, TrainState
+from lsp.train.step import Signals, begin
 
 WORST = 5  # texts that are shown
 
@@ -80,12 +81,8 @@ def _step(box: Box, objective: Objective, mesh: Any, train: recipes.Train) -> di
     """Loss and gradient norm of the step that training makes; its update is thrown away."""
     remat = policies(train.remat)[0]
     update, step = build(box.config, objective, train, recipes.Replicas(), mesh, remat)
-
-    def start(params: Any) -> TrainState:
-        with jax.numpy_dtype_promotion("standard"):
-            return TrainState(jnp.int32(index), params, update.init(params))
-
     index = box.facts["step"] - 1
+    start = partial(begin, update, step=index)
     places = meshes.place(jax.eval_shape(start, box.params), mesh)
     state = jax.jit(start, out_shardings=places)(meshes.spread(box.params, places.params))
     signals = meshes.each(Signals(0.0), mesh)

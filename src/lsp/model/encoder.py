@@ -19,12 +19,13 @@ from lsp.model import attention
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.int8 import Int8, matmul, take
 from lsp.model.sharding import hold
+from lsp.recipe import Remat
 
 Tree = dict[Any, Any]
 
 PRODUCT = "product"  # what checkpoint policies know the results of Linear by
 # What of a layer is kept for its gradients, by `train.remat`; the rest is computed again (Chen et al., 2016).
-REMAT = {
+REMAT: dict[Remat, Any] = {
     "none": None,
     "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),  # products with weights
     "full": jax.checkpoint_policies.nothing_saveable,  # its input alone
@@ -165,7 +166,7 @@ class Words(nnx.Module):
 class Model(nnx.Module):
     """An encoder with the heads its config names. `remat` is one of REMAT."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, remat: str = "none") -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, remat: Remat = "none") -> None:
         self.config, self.remat = config, remat
         self.embeddings = Embeddings(config, rngs)
         self.layers = nnx.List([EncoderLayer(config, layer, rngs) for layer in config.layers])
@@ -242,7 +243,7 @@ def initialise(config: ModelConfig, seed: int) -> Tree:
 
 
 @lru_cache
-def graphdef(config: ModelConfig, remat: str = "none") -> Any:
+def graphdef(config: ModelConfig, remat: Remat = "none") -> Any:
     """The structure that `nnx.merge(graphdef, params)` turns parameters into a model with."""
     return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0), remat)))[0]
 

@@ -28,7 +28,7 @@ def build(
     train: recipes.Train,
     copies: recipes.Replicas,
     mesh: Mesh,
-    remat: str,
+    remat: recipes.Remat,
     after: optax.GradientTransformation | None = None,
 ) -> tuple[Update, Any]:
     """The update that a recipe asks for and the jitted step around it; `after` is chained behind the optimizer."""
@@ -52,12 +52,12 @@ def check(train: recipes.Train, copies: recipes.Replicas, mesh: Mesh) -> None:
     replicas.check(copies, train)
 
 
-def policies(remat: str) -> tuple[str, ...]:
+def policies(remat: recipes.Remat) -> tuple[recipes.Remat, ...]:
     """What `train.remat` allows, to be tried in this order."""
     return tuple(REMAT) if remat == "auto" else (remat,)
 
 
-def compile(lowered: Any, remat: str, mesh: Mesh) -> Any:
+def program(lowered: Any, remat: recipes.Remat, mesh: Mesh) -> Any:
     """The program of a lowered step. XLA's CPU would take out the barriers around what is computed again, find that it
     was computed before, and keep it."""
     cpu = mesh.devices.flat[0].platform == "cpu"
@@ -70,7 +70,12 @@ class Compiled:
     interrupted; a step that does not fit the memory is compiled again with the next policy of `remat`."""
 
     def __init__(
-        self, make: Callable[[str], Any], remat: str, mesh: Mesh, meter: Meter, say: Callable[[str], None]
+        self,
+        make: Callable[[recipes.Remat], Any],
+        remat: recipes.Remat,
+        mesh: Mesh,
+        meter: Meter,
+        say: Callable[[str], None],
     ) -> None:
         self.make, self.policies, self.mesh, self.meter, self.say = make, policies(remat), mesh, meter, say
         self.compiled: dict[tuple[Any, ...], Any] = {}
@@ -110,7 +115,7 @@ class Compiled:
         while True:
             lowered = self.make(self.policies[0]).lower(state, frozen, batch, *others)
             try:
-                compiled = compile(lowered, self.policies[0], self.mesh)
+                compiled = program(lowered, self.policies[0], self.mesh)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or len(self.policies) == 1:
                     raise

@@ -26,9 +26,9 @@ from lsp.train import memory
 from lsp.train import mesh as meshes
 from lsp.train.accelerators import Accelerator, Time, roofline
 from lsp.train.collectives import Collective, collectives
-from lsp.train.compiled import build, check, compile, policies
+from lsp.train.compiled import build, check, policies, program
 from lsp.train.objectives import Objective, pretraining
-from lsp.train.step import Signals, TrainState, Update
+from lsp.train.step import Signals, TrainState, Update, begin
 
 # What XLA's partitioner says when it finds no better way from one split to another.
 REMATERIALISED = "Involuntary full rematerialization"
@@ -45,7 +45,7 @@ class Step(NamedTuple):
     checkpoint: int
     warnings: list[str]
     compile_seconds: float
-    remat: str
+    remat: recipes.Remat
 
 
 def tpu_slice(topology: str) -> Sequence[Any]:
@@ -93,7 +93,7 @@ def compile_step(recipe: recipes.Pretrain, devices: Sequence[Any], room: float, 
     return step
 
 
-def _compiled(recipe: recipes.Pretrain, devices: Sequence[Any], remat: str, here: bool) -> Step:
+def _compiled(recipe: recipes.Pretrain, devices: Sequence[Any], remat: recipes.Remat, here: bool) -> Step:
     mesh = meshes.make(recipe.mesh, devices, recipe.replicas.count)
     check(recipe.train, recipe.replicas, mesh)
     config = model(recipe)
@@ -107,15 +107,15 @@ def _compiled(recipe: recipes.Pretrain, devices: Sequence[Any], remat: str, here
             signals = Signals(said_by_each, said_by_each)
             lowered = train_step.lower(state, None, batch, jax.ShapeDtypeStruct((), jnp.int32), signals)
             try:
-                compiled = compile(lowered, remat, mesh)
+                compiled = program(lowered, remat, mesh)
             except jax.errors.JaxRuntimeError as error:
                 taken, found = _too_large(str(error), state, batch), []
             else:
                 taken, found = memory.of(compiled, state, batch), collectives(compiled.as_text(), mesh.size)
                 if here:
-                    jax.jit(partial(_first, update)).lower(shapes(config)).compile()  # it is compiled too
-                    program, start = max(0, memory.resident() - before), memory.size(state.params)
-                    taken = taken._replace(program=program, start=start)
+                    jax.jit(partial(begin, update)).lower(shapes(config)).compile()  # it is compiled too
+                    grown = max(0, memory.resident() - before)
+                    taken = taken._replace(program=grown, start=memory.size(state.params))
         took = monotonic() - began
     checkpoint = sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(state))
     warnings = [*_rematerialised(said), *_gathered(found, state.params, mesh)]
@@ -149,14 +149,8 @@ def _attention(recipe: recipes.Pretrain) -> float:
     return cost.forward_flops(config, 0, pairs) / cost.forward_flops(config, length, pairs, slots(recipe))
 
 
-def _first(update: Update, params: Any) -> TrainState:
-    """The state that a run begins with."""
-    with jax.numpy_dtype_promotion("standard"):
-        return TrainState(jnp.int32(0), params, update.init(params))
-
-
 def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:
-    state = jax.eval_shape(partial(_first, update), shapes(config))
+    state = jax.eval_shape(partial(begin, update), shapes(config))
     places = meshes.place(state, mesh)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
 
@@ -168,9 +162,11 @@ def _batch(recipe: recipes.Pretrain, mesh: Mesh) -> dict[str, jax.ShapeDtypeStru
     shapes |= {"slots": (rows, room), "targets": (rows, room), "weights": (rows, room)}
     if recipe.data.next_sentence:
         shapes |= {"types": (rows, length), "labels": (rows,), "pair_weights": (rows,)}
-    place = meshes.rows(mesh)
+    if recipe.replicas.clients:
+        shapes |= {"examples": (rows,)}
+    floats, place = {"weights", "pair_weights", "examples"}, meshes.rows(mesh)
     return {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32 if "weights" in name else jnp.int32, sharding=place)
+        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name in floats else jnp.int32, sharding=place)
         for name, shape in shapes.items()
     }
 

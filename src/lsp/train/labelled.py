@@ -4,13 +4,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
 from lsp import LspError
 from lsp import recipe as recipes
-from lsp.data import batches, tasks
+from lsp.data import batches, tasks, text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.train.clock import Clock
@@ -19,6 +19,18 @@ from lsp.train.loop import Plan
 from lsp.train.objectives import Objective
 
 Columns = tuple[tuple[str, ...], str]  # names or numbers of the text columns, and of the label column
+
+
+class Files(NamedTuple):
+    """What to train on and what to measure on, and the columns to read, of both."""
+
+    train: Path
+    dev: Path
+    columns: Columns = ((), "")
+
+    def digests(self) -> dict[str, str]:
+        """What the files held when a run began."""
+        return {"train": text.digest([str(self.train)]), "dev": text.digest([str(self.dev)])}
 
 
 @dataclass(frozen=True)
@@ -37,20 +49,19 @@ def read(path: Path, columns: Columns, words: Tokenizer, length: int, names: tup
 
 
 def read_sets(
-    train: Path,
-    dev: Path,
-    columns: Columns,
+    files: Files,
     words: Tokenizer,
     length: int,
     progress: Any,
     names: tuple[str, ...] | None = None,
 ) -> Sets:
     """Both files. The label names come from the training file unless given. Raises LspError (exit 3)."""
-    table = tasks.read(train, text_columns=columns[0], label_column=columns[1], labels=names)
+    texts, label = files.columns
+    table = tasks.read(files.train, text_columns=texts, label_column=label, labels=names)
     examples = batches.Examples(table, words, length)
     if examples.cut:
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {length} tokens")
-    return Sets(examples, read(dev, columns, words, length, table.names), table.names)
+    return Sets(examples, read(files.dev, files.columns, words, length, table.names), table.names)
 
 
 def plan(
@@ -58,13 +69,13 @@ def plan(
     params: Any,
     objective: Objective,
     sets: Sets,
-    train: recipes.Train,
-    mesh: recipes.Mesh,
+    recipe: recipes.Finetune | recipes.Prune | recipes.Distill,
     clock: Clock,
     transform: optax.GradientTransformation | None = None,
     teacher: ModelConfig | None = None,
 ) -> Plan:
-    """A plan over the sets; `train` must have its steps counted (`counted`). Raises LspError (exit 2)."""
+    """A plan over the sets. Raises LspError (exit 2)."""
+    train = counted(recipe.train, len(sets.train))
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
     dataset = batches.labelled(sets.train, batch_size=train.batch_size, seed=train.seed)
@@ -76,7 +87,7 @@ def plan(
         batches=lambda first, last: batches.read_ahead(dataset, first, last),
         evaluate=lambda params: classifier.score(params, sets.dev).metrics,
         train=train,
-        mesh=mesh,
+        mesh=recipe.mesh,
         clock=clock,
         transform=transform,
         teacher=teacher,

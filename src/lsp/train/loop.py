@@ -3,12 +3,12 @@
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -24,7 +24,7 @@ from lsp.train.clock import Clock
 from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
-from lsp.train.step import Signals, TrainState, Update
+from lsp.train.step import Signals, TrainState, Update, begin
 from lsp.train.trackers import Tracker
 
 LARGE = 64 << 20  # bytes of a step's buffers
@@ -181,7 +181,8 @@ class _Loop:
         bad, train = self.log.settle(), self.plan.train
         if bad is None:
             return False
-        box = blackbox.write(self.path, bad, self.state.params, self.plan, self.progress.warn)
+        plan = replace(self.plan, train=replace(train, remat=self.step.policies[0]))  # what the step ran with
+        box = blackbox.write(self.path, bad, self.state.params, plan, self.progress.warn)
         self.state = watch.answer(
             bad, self.state, train.on_divergence, lambda: self._start()[1], self.progress.warn, box
         )
@@ -218,18 +219,13 @@ class _Loop:
     def _saved(self) -> Saved:
         return Saved(self.state, np.array(self.plan.clock.seconds()))
 
-    def _build(self, remat: str) -> tuple[Update, Any]:
+    def _build(self, remat: recipes.Remat) -> tuple[Update, Any]:
         plan = self.plan
         return build(plan.config, plan.objective, plan.train, plan.replicas, self.mesh, remat, plan.transform)
 
     def _start(self) -> tuple[int, TrainState, float]:
         """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
-        update = self._build("none")[0]
-
-        def first(params: Any) -> TrainState:
-            with jax.numpy_dtype_promotion("standard"):
-                return TrainState(jnp.int32(0), params, update.init(params))
-
+        first = partial(begin, self._build("none")[0])
         shapes = jax.eval_shape(first, self.plan.params)
         places = meshes.place(shapes, self.mesh)
         like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)

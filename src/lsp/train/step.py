@@ -24,6 +24,12 @@ class TrainState(NamedTuple):
     recent: watch.Recent = watch.FRESH
 
 
+def begin(update: "Update", params: Any, step: int = 0) -> TrainState:
+    """The state that a run begins with, at this step."""
+    with jax.numpy_dtype_promotion("standard"):  # Optax multiplies zeros of one type and numbers of another
+        return TrainState(jnp.int32(step), params, update.init(params))
+
+
 class Signals(NamedTuple):
     """What processes tell each other with a step: numbers or arrays of them, of which the largest counts. So all of
     them end a run at the same step, though each has a clock and hears signals of its own."""
