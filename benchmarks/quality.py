@@ -4,8 +4,9 @@
 
 DATA holds corpora/enwiki/{train,valid}.txt.xz and sst2/{train.tsv.gz,dev.tsv}. Changes are made to `PLAIN`, a fixed
 copy of what recipes/pretrain/mini.toml was. How many steps fit into `--minutes` is found first, in short runs that
-take turns, and then that many are made: so jobs beside a long run make it longer, not worse. Each encoder is finetuned
-on SST-2 with `--seeds` seeds. Commands, results and summary as in spine.py; run again, it goes on where it stopped.
+take turns, and then that many are made: so jobs beside a long run make it longer, not worse. `--steps` gives the
+steps of the first change instead, and the others as many as fit into its time. Each encoder is finetuned on SST-2
+with `--seeds` seeds. Commands, results and summary as in spine.py; run again, it goes on where it stopped.
 """
 
 import argparse
@@ -41,7 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rows-16": {"train.batch_size": 16, "train.learning_rate": 1.4e-3},
 }
 FINETUNE = {"data.sequence_length": 64, "train.steps": 1000, "train.learning_rate": 5e-4}
-CALIBRATION, ROUNDS = 45, 2  # steps of a short run, and short runs of each change; the fastest counts
+CALIBRATION, ROUNDS = 45, 3  # steps of a short run, and short runs of each change; the fastest counts
 
 
 def main() -> None:
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25.0, help="time for the steps of pretraining")
+    parser.add_argument("--steps", type=int, default=0, help="of the first change; 0 means as many as --minutes allow")
     parser.add_argument("--only", default="plain,muon,masks,length,bert", help="names of CHANGES, with commas")
     parser.add_argument("--seeds", type=int, default=2, help="finetuning runs of each encoder; 0 means none")
     parser.add_argument("--lsp", default=str(Path(sys.executable).with_name("lsp")), help="the command to measure")
@@ -68,11 +70,12 @@ def main() -> None:
     for turn in range(ROUNDS):
         for name in names:
             pretrain(f"calibration-{name}-{turn}", name, CALIBRATION)
-            rate = bench.results[f"calibration-{name}-{turn}"]["useful_tokens_per_second"]
-            speed[name] = max(speed.get(name, 0.0), rate)
+            measured = bench.results[f"calibration-{name}-{turn}"]["useful_tokens_per_second"]
+            speed[name] = max(speed.get(name, 0.0), measured)
+    rate = {name: speed[name] / (useful * mean_batch(PLAIN | CHANGES[name])) for name in names}  # steps a second
+    seconds = args.steps / rate[names[0]] if args.steps else args.minutes * 60
     for name in names:
-        tokens_a_step = useful * mean_batch(PLAIN | CHANGES[name])
-        encoder = pretrain(name, name, int(args.minutes * 60 * speed[name] / tokens_a_step))
+        encoder = pretrain(name, name, round(seconds * rate[name]))
         for seed in range(args.seeds):
             task = ["--train", sst2 / "train.tsv.gz", "--dev", sst2 / "dev.tsv"]
             task += ["--recipe", RECIPES / "finetune" / "sst2.toml", *changes(FINETUNE | {"train.seed": seed})]

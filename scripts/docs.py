@@ -12,9 +12,9 @@ from lsp import Exit, cli, recipe
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = (
-    "demo", "prepare", "data", "data peek", "pretrain", "finetune",
+    "demo", "prepare", "data", "data peek", "pretrain", "import", "finetune",
     "compress", "compress quantize", "compress prune", "compress distill",
-    "evaluate", "predict", "inspect", "plan", "plot", "verify", "verify resume", "replay", "doctor",
+    "evaluate", "predict", "export", "inspect", "plan", "plot", "verify", "verify resume", "replay", "doctor",
 )  # fmt: skip
 CLI = """# The command line
 

@@ -20,6 +20,7 @@ import pytest
 from lsp import Exit, LspError, arrays, checkpoint, directory, manifest
 from lsp.data.tokenizer import Tokenizer, train
 from lsp.model.config import ModelConfig
+from lsp.model.encoder import initialise
 from lsp.model.int8 import Int8
 from lsp.steps import Steps
 
@@ -305,7 +306,7 @@ def complete(out: Path, tokenizer: Tokenizer, config: ModelConfig) -> dict[str, 
         (out / "train").mkdir(exist_ok=True)
         return checkpoint.finish(
             run,
-            checkpoint.Model(config, params(), tokenizer, ("no", "yes")),
+            checkpoint.Model(config, initialise(config, 0), tokenizer, ("no", "yes")),
             stage="pretrain",
             step=5,
             metrics={"loss": 1.5},
@@ -322,7 +323,7 @@ def test_a_finished_model_opens_and_its_run_cannot_be_run_again(
     result = complete(out, tokenizer, config)
     model = checkpoint.open(out)
     assert model.config == config and model.labels == ("no", "yes") and model.tokenizer.hash == tokenizer.hash
-    assert_same(model.params, params())
+    assert_same(model.params, initialise(config, 0))
     assert model.manifest["parents"] == ["f" * 64] and model.manifest["versions"]["jax"] == jax.__version__
     assert result["bytes"] == sum(
         entry["size"] for name, entry in model.manifest["files"].items() if name.startswith(("params/", "tokenizer/"))
@@ -340,6 +341,10 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path, tokenizer: Tok
     out = tmp_path / "run"
     complete(out, tokenizer, ModelConfig.from_dict(config.to_dict() | {"vocab_size": 320}))
     stored = directory.read(out)
+    directory.seal(out, {**stored, "model": stored["model"] | {"width": 24}})
+    with pytest.raises(LspError, match=r"not those of its model: embeddings\.norm\.\w+ is \(16,\)") as caught:
+        checkpoint.open(out)
+    assert caught.value.code == Exit.ARTIFACT
     directory.seal(out, {**stored, "tokenizer": "0" * 64})
     with pytest.raises(LspError, match="does not belong") as caught:
         checkpoint.open(out)

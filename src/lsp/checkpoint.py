@@ -9,10 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
+
 from lsp import Exit, LspError, directory
 from lsp.arrays import Tree, count, load_params, save_params
 from lsp.manifest import bytes_under
 from lsp.model.config import HeadKind, ModelConfig
+from lsp.model.encoder import shapes
+from lsp.model.int8 import Int8
 
 if TYPE_CHECKING:
     from lsp.data.tokenizer import Tokenizer
@@ -33,12 +37,13 @@ class Checkpoint:
         """Bytes needed to use the model (params/ and tokenizer/) and its parameters."""
         return {"parameters": count(self.params), "bytes": _used(self.path)}
 
-    def expect(self, head: HeadKind) -> "Checkpoint":
-        """Itself, if its model has this head. Raises LspError (exit 2)."""
-        if self.config.head != head:
-            words = {"words": "an encoder with a masked-word head", "classes": "a classifier"}
+    def expect(self, *heads: HeadKind) -> "Checkpoint":
+        """Itself, if its model has one of these heads. Raises LspError (exit 2)."""
+        if self.config.head not in heads:
+            words = dict.fromkeys(("pooler", "none"), "an encoder without a head")
+            words |= {"words": "an encoder with a masked-word head", "classes": "a classifier"}
             hints = {"words": "Give the --out of lsp pretrain.", "classes": "Make one of it first: lsp finetune."}
-            raise LspError(f"{self.path} is {words[self.config.head]}, not {words[head]}.", hint=hints[head])
+            raise LspError(f"{self.path} is {words[self.config.head]}, not {words[heads[0]]}.", hint=hints[heads[0]])
         return self
 
 
@@ -63,9 +68,29 @@ def open(path: Path, verify: bool = True) -> Checkpoint:
             hint="Put back the tokenizer/ it was trained with, or run the stage again with --overwrite.",
             code=Exit.ARTIFACT,
         )
-    return Checkpoint(
-        path, manifest, config, load_params(path / "params"), tokenizer, tuple(manifest.get("labels", ()))
+    params = load_params(path / "params")
+    _refuse_misfit(path, params, config)
+    return Checkpoint(path, manifest, config, params, tokenizer, tuple(manifest.get("labels", ())))
+
+
+def _refuse_misfit(path: Path, params: Tree, config: ModelConfig) -> None:
+    """Raises LspError (exit 4) unless the parameters are those that a model of this config has."""
+    found, expected = (
+        {jax.tree_util.keystr(place, simple=True, separator="."): leaf.shape for place, leaf in leaves}
+        for leaves in (
+            jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Int8)),
+            jax.tree_util.tree_leaves_with_path(shapes(config)),
+        )
     )
+    if found != expected:
+        names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        name = names[0]
+        raise LspError(
+            f"The parameters in {path} are not those of its model: {name} is {found.get(name, 'missing')} and should "
+            f"be {expected.get(name, 'left out')}; {len(names)} differ.",
+            hint="Use the version of lsp that wrote it, or run the stage again with --overwrite.",
+            code=Exit.ARTIFACT,
+        )
 
 
 class Model(NamedTuple):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lsp import Exit, LspError, nearest
 
@@ -145,11 +145,12 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if (path / "run.json").exists():
             message, hint = f"{path} is not finished.", "Run the command that made it again; it continues."
+        elif (path / "config.json").exists():
+            message = f"{path} is no run of lsp's: it has a config.json and no manifest.json."
+            hint = f"Take a published checkpoint in first: lsp import {path} --out RUN"
         else:
-            message, hint = (
-                f"{path} is not a checkpoint: it has no manifest.json.",
-                "Give a directory that lsp finished.",
-            )
+            message = f"{path} is not a checkpoint: it has no manifest.json."
+            hint = "Give a directory that lsp finished."
         raise LspError(message, hint=hint, code=Exit.ARTIFACT) from None
     except OSError as error:
         if error.errno in MACHINE and error.errno != errno.EIO:
@@ -219,9 +220,26 @@ def _open_inside(root: Path, name: str) -> int:
 
 def _read_inside(root: Path, name: str, limit: int) -> bytes:
     with open(_open_inside(root, name), "rb") as file:
-        data = file.read(limit + 1)
+        return _bounded(file, limit)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of a file that may be anybody's: links are followed. Raises LspError (exit 4) when it is no regular
+    file, can't be read, or has more than `limit` bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not hang us
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            return _bounded(file, limit)
+    except OSError as error:
+        raise LspError(f"{path} can't be read: {error.strerror}.", code=Exit.ARTIFACT) from None
+
+
+def _bounded(file: BinaryIO, limit: int) -> bytes:
+    data = file.read(limit + 1)
     if len(data) > limit:
-        raise OSError(errno.EFBIG, "too large")
+        raise OSError(errno.EFBIG, f"more than {limit >> 20} MiB")
     return data
 
 

@@ -57,7 +57,7 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-    pooling: Literal["cls", "mean"] = key("mean", "what the classifier reads: the first token, or the mean of all")
+    pooling: Literal["auto", "cls", "mean"] = key("auto", "what the classifier reads: the first token, or the mean of all; `auto` is what the encoder's own pooler reads, and `mean` where it has none")
     dropout: float = key(0.1, "share of values dropped while training, in the encoder and before the classifier, 0 to 1")
 
 

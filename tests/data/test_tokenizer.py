@@ -82,7 +82,7 @@ def test_a_saved_tokenizer_is_found_in_its_run(words: Tokenizer, tmp_path: Path)
 
 @pytest.mark.parametrize("content", [b"", b"junk", bytes(100)])
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / tokenizer.FILE).write_bytes(content)
+    (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(LspError) as error:
         Tokenizer.load(tmp_path)
     assert error.value.code == Exit.ARTIFACT

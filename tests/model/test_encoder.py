@@ -65,7 +65,7 @@ def test_rotary_scores_depend_on_distance_only():
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
     def score(at_q: int, at_k: int) -> float:
-        turns = [attention.rotary(jnp.asarray([[at]], jnp.int32), 8) for at in (at_q, at_k)]
+        turns = [attention.rotary(jnp.asarray([[at]], jnp.int32), 8, 10_000.0) for at in (at_q, at_k)]
         return float((attention.rotate(q, *turns[0]) * attention.rotate(k, *turns[1])).sum())
 
     assert score(3, 1) == pytest.approx(score(12, 10), rel=1e-4)
@@ -94,25 +94,27 @@ def test_parameters_and_flops_agree_with_hand_arithmetic(config: ModelConfig):
     heads, inner = (2 * 8, 1 * 8), (24, 40)
     kernels = sum(width * 4 * h + (2 if bert else 3) * width * f for h, f in zip(heads, inner, strict=True))
     biases = sum(3 * h + width + f + width for h, f in zip(heads, inner, strict=True)) if bert else 0
-    norms = (1 + 2 * 2) * 2 * width if bert else (1 + 2 * 2 + 1) * width
+    norms = (1 + 2 * 2) * 2 * width if bert else (1 + 2 * 2 - 1 + 1) * width  # the first layer of `modern` has one
     tables = (vocabulary + (32 + 2 if bert else 0)) * width
-    head = width * width + width + 2 * width + vocabulary
+    head = width * width + (3 if bert else 1) * width + vocabulary
     assert cost.parameters(config) == kernels + biases + norms + tables + head
     length, slots = 10, 3
     products = length * kernels + 2 * length * length * sum(heads) + slots * (width * width + width * vocabulary)
-    assert cost.forward_flops(config, length, length**2, slots) == 2 * products
+    assert cost.forward_flops(config, [length], slots) == 2 * products
+    near = dataclasses.replace(config, layers=(dataclasses.replace(config.layers[0], window=3), config.layers[1]))
+    unseen = sum(abs(one - other) > 3 for one in range(length) for other in range(length))
+    assert cost.forward_flops(near, [length], slots) == 2 * (products - 2 * unseen * heads[0])
 
 
 def test_needed_flops_leave_out_padding_neighbours_and_unused_slots(config: ModelConfig):
     segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1, 1, 2, 3, 3, 0, 0, 0]], np.int32)
     weights = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
     batch = {"tokens": segments, "segments": segments, "weights": weights, "slots": np.zeros((2, 3), np.int32)}
-    pairs = 3**2 + 4**2 + 2**2 + 1 + 2**2
-    assert cost.needed_flops(config, batch) == cost.forward_flops(config, 7 + 5, pairs, 3, 2)
+    assert cost.needed_flops(config, batch) == cost.forward_flops(config, [3, 4, 2, 1, 2], 3, 2)
     cut = batch | {"segments": segments.reshape(2, 2, 4)}
-    assert cost.needed_flops(config, cut) == cost.forward_flops(config, 12, 3**2 + 1 + 3**2 + 2**2 + 1 + 1 + 1, 3, 2)
+    assert cost.needed_flops(config, cut) == cost.forward_flops(config, [3, 1, 3, 2, 1, 1, 1], 3, 2)
     labelled = {"tokens": segments, "segments": segments > 0, "weights": np.array([1, 0], np.float32)}
-    assert cost.needed_flops(config, labelled) == cost.forward_flops(config, 12, 7**2 + 5**2, 0, 1)
+    assert cost.needed_flops(config, labelled) == cost.forward_flops(config, [7, 5], 0, 1)
     teacher = dataclasses.replace(config, layers=config.layers[:1])
     needed = 3 * cost.needed_flops(config, batch) + cost.needed_flops(teacher, batch)
     assert cost.training_flops(config, batch, teacher) == needed

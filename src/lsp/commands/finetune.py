@@ -7,6 +7,7 @@ from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress.quantize import dequantize
 from lsp.data.tokenizer import Tokenizer
+from lsp.deploy import huggingface
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
 from lsp.train import labelled, trackers
@@ -28,14 +29,13 @@ def run(
 ) -> dict[str, Any]:
     """Trains on one file, measures on the other, writes a classifier to `out` and returns its result."""
     clock, progress = Clock(options.budget), options.progress
-    inputs = files.digests()
-    inputs["from"] = SCRATCH if start == SCRATCH else directory.identity(directory.read(Path(start)))
+    inputs = files.digests() | {"from": _identity(start)}
     with directory.claim(
         out, command="finetune", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
     ) as held:
         if held.complete:
             return held.result()
-        base = None if start == SCRATCH else checkpoint.open(Path(start))
+        base = _base(start, progress)
         words = base.tokenizer if base else _tokenizer(tokenizer)
         encoder = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
         length = min(recipe.data.sequence_length, encoder.max_length)
@@ -44,7 +44,7 @@ def run(
         params = initialise(config, recipe.train.seed)
         if base is not None:
             # The old classifier goes on only if it spoke of the same labels.
-            kept = {part for part in base.params if part != "classifier" or base.labels == sets.names}
+            kept = {part for part in base.params if part != "classifier" or tuple(base.labels) == sets.names}
             params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
         plan = labelled.plan(config, params, Objective(classification), sets, recipe, clock)
         with trackers.opened(options.track, held.path, progress) as followers:
@@ -58,6 +58,25 @@ def run(
             parents=[inputs["from"]] if base else [],
             result=fitted.summary(),
         )
+
+
+def _identity(start: str) -> str:
+    if start == SCRATCH:
+        return SCRATCH
+    place = Path(start)
+    return huggingface.digest(place) if huggingface.recognised(place) else directory.identity(directory.read(place))
+
+
+def _base(start: str, progress: Any) -> checkpoint.Checkpoint | checkpoint.Model | None:
+    """What the classifier begins with: a run, a published checkpoint, or nothing."""
+    if start == SCRATCH:
+        return None
+    if not huggingface.recognised(Path(start)):
+        return checkpoint.open(Path(start))
+    model, extra = huggingface.read(Path(start))
+    if extra:
+        progress.warn(f"{start}: {len(extra)} tensors are no part of the model: {huggingface.listed(extra)}")
+    return model
 
 
 def _tokenizer(place: Path | None) -> Tokenizer:

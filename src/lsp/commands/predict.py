@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 def run(start: Path, source: str, columns: labelled.Columns, output: TextIO, as_json: bool, progress: Any) -> None:
     """Writes one line for each row of `source`, in order, holding `CHUNK` rows at a time."""
-    base = checkpoint.open(start)
+    base = checkpoint.open(start).expect("classes", "words")
     answer = _labels(base) if base.config.head == "classes" else _words(base)
     rows = tasks.stream(source, columns[0])
     with progress.task("predicting", None) as task:
@@ -56,7 +56,7 @@ def _words(base: checkpoint.Checkpoint) -> Any:
     guesser = MaskedWords(base.config, GUESSES)
 
     def encode(text: str) -> np.ndarray:
-        parts = [part.strip() for part in text.split("[MASK]")]
+        parts = [part.rstrip() for part in text.split("[MASK]")]
         if len(parts) == 1:
             raise LspError(
                 f"No [MASK] to guess in: {text[:80]!r}",

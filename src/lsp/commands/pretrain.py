@@ -55,7 +55,7 @@ def run(
         ) as held:
             if held.complete:
                 return held.result() if processes.first() else {}
-            base = checkpoint.open(start).expect("words") if start else None
+            base = checkpoint.open(start).expect("words", "pooler", "none") if start else None
             config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
             config = config.paired(recipe.data.next_sentence)
             rows = _rows(readable, held.path, recipe, start or tokenizer, progress)

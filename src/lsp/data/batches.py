@@ -187,7 +187,8 @@ class FixedBatches:
 
 
 class Examples:
-    """A table as tokens: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]`, at most `sequence_length` long.
+    """A table as tokens: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]` (with two [SEP] between the texts where the
+    tokenizer has it so), at most `sequence_length` long.
 
     `labels` is int32 [N], zeros when the table has none, `lengths` [N] counts tokens, and `cut` examples that were
     too long; of a pair the longer text is cut first.
@@ -195,7 +196,8 @@ class Examples:
 
     def __init__(self, table: Table, tokenizer: Tokenizer, sequence_length: int) -> None:
         encoded = [tokenizer.encode_arrays(column) for column in zip(*table.texts, strict=True)]
-        room = sequence_length - 1 - len(encoded)
+        ends = [*[tokenizer.between] * (len(encoded) - 1), (SEP,)]
+        room = sequence_length - 1 - sum(map(len, ends))
         self.sequence_length, self.cut, self.decode = sequence_length, 0, tokenizer.decode
         self.labels = np.array(table.labels or [0] * len(table.texts), np.int32)
         self.tokens: list[np.ndarray] = []
@@ -203,9 +205,9 @@ class Examples:
         for texts in zip(*encoded, strict=True):
             sizes = pairs.fitting([len(each) for each in texts], room)
             self.cut += sum(sizes) < sum(map(len, texts))
-            ended = [piece for each, n in zip(texts, sizes, strict=True) for piece in (each[:n], [SEP])]
+            ended = [part for each, n, end in zip(texts, sizes, ends, strict=True) for part in (each[:n], end)]
             self.tokens.append(np.concatenate([[CLS], *ended]).astype(np.int32))
-            seconds.append(sizes[0] + 2)
+            seconds.append(1 + sizes[0] + len(ends[0]))
         self.seconds = np.array(seconds, np.int32)  # where the second text of a pair begins
         self.lengths = np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
 

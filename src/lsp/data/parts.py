@@ -20,7 +20,7 @@ from lsp import Exit, LspError, interrupt, lock, manifest, recipe
 from lsp.data import clients, corpus, duplicates, files, shards
 from lsp.data.corpus import Slice
 from lsp.data.shards import MIXTURE, Counts, Rows, Shard
-from lsp.data.tokenizer import FILE, Tokenizer, learn, sample
+from lsp.data.tokenizer import Tokenizer, learn, sample
 
 PATIENCE = 600.0  # seconds that a process waits for one that is hashing the same slice
 
@@ -90,8 +90,8 @@ def _tokenizer(
     slices: Sequence[Slice], path: Path, data: recipe.Text, given: Path | None, seed: int, progress: Any
 ) -> Tokenizer:
     """The tokenizer, now in `path/tokenizer`: the given one, the one that is there already, or a new one."""
-    if (path / "tokenizer" / FILE).exists():  # a full disk leaves the folder alone
-        return Tokenizer.load(path)
+    if words := Tokenizer.find(path / "tokenizer"):  # a full disk leaves the folder alone
+        return words
     if given is not None:
         words = Tokenizer.load(given)
         with lock.only_writer(path / "parts", patience=PATIENCE):  # others may be saving the same one

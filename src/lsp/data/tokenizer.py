@@ -1,6 +1,7 @@
-"""Text to ids and back: a SentencePiece model with the five special pieces at fixed ids.
+"""Text to ids and back, with the five special pieces at fixed ids: SentencePiece models, which we train, and the
+tokenizers of published checkpoints (`data/published.py`).
 
-The special pieces are control symbols: no text, not even a literal "[MASK]", is ever encoded to one of them.
+No text, not even a literal "[MASK]", is ever encoded to a special piece, but for what is in no vocabulary: [UNK].
 """
 
 import hashlib
@@ -8,6 +9,7 @@ import heapq
 import io
 import random
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,11 +17,11 @@ import numpy as np
 import sentencepiece
 
 from lsp import Exit, LspError
-from lsp.manifest import write_atomically
+from lsp.manifest import read_bounded, write_atomically
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-FILE = "tokenizer.model"
+LARGEST_FILE = 256 << 20  # bytes that are read as a tokenizer
 SMALLEST = 300  # pieces that a recipe may ask for
 LINE = 2048  # characters; longer lines of the sample are cut, or the trainer would pass them over
 # Of sample: 8.4 MB for 8,192 pieces. On English Wikipedia three times as much made unseen text 0.7 % shorter, counted
@@ -27,15 +29,70 @@ LINE = 2048  # characters; longer lines of the sample are cut, or the trainer wo
 BYTES_PER_PIECE = 1024
 
 
-class Tokenizer:
-    """A trained SentencePiece model; `model` is the file's bytes, `hash` their SHA-256 and `size` the number of ids."""
+class Tokenizer(ABC):
+    """`model` is the bytes of its `file`, `hash` their SHA-256, `size` the number of ids."""
+
+    file: str
+    size: int
+    between: tuple[int, ...] = (SEP,)  # what stands between the texts of a pair
+    theirs: np.ndarray  # int32 [size], the id that each piece has outside of lsp
+
+    def __init__(self, model: bytes) -> None:
+        self.model, self.hash = model, hashlib.sha256(model).hexdigest()
+
+    @staticmethod
+    def load(directory: Path) -> "Tokenizer":
+        """The tokenizer in `directory`, or in `directory/tokenizer`, as in a run. Raises LspError (exit 4)."""
+        if found := Tokenizer.find(directory) or Tokenizer.find(directory / "tokenizer"):
+            return found
+        raise LspError(
+            f"{directory} holds no tokenizer: no {SentencePiece.file}, tokenizer.json or vocab.txt.",
+            hint="Give a directory made by lsp prepare or lsp pretrain, or a published checkpoint.",
+            code=Exit.ARTIFACT,
+        )
+
+    @staticmethod
+    def find(folder: Path) -> "Tokenizer | None":
+        """The tokenizer whose files lie in `folder`, if any. Raises LspError (exit 4)."""
+        from lsp.data import published
+
+        if (path := folder / SentencePiece.file).is_file():
+            return SentencePiece(read_bounded(path, LARGEST_FILE), str(path))
+        return published.find(folder)
+
+    def save(self, directory: Path) -> None:
+        """Writes the file into `directory`, whole or not at all."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / self.file, self.model)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special pieces; uses all cores."""
+        return [ids.tolist() for ids in self.encode_arrays(texts)]
+
+    @abstractmethod
+    def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """As `encode`, each text an int32 array [tokens]."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, special pieces left out; normalised as it was for encoding."""
+
+    @abstractmethod
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """How each id is written; `▁` stands for a space, and `<0xE4>` for a byte."""
+
+
+class SentencePiece(Tokenizer):
+    """A trained SentencePiece model."""
+
+    file = "tokenizer.model"
 
     def __init__(self, model: bytes, name: str = "the tokenizer") -> None:
-        self.model = model
-        self.hash = hashlib.sha256(model).hexdigest()
+        super().__init__(model)
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.size = self._pieces.vocab_size()
+            self.theirs = np.arange(self.size, dtype=np.int32)
             first = tuple(self._pieces.id_to_piece(index) for index in range(min(5, self.size)))
         except (RuntimeError, ValueError, IndexError):
             raise LspError(
@@ -50,37 +107,13 @@ class Tokenizer:
                 code=Exit.ARTIFACT,
             )
 
-    @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
-        """The tokenizer in `directory`, or in `directory/tokenizer`, as in a run. Raises LspError (exit 4)."""
-        path = next((path for path in (directory / FILE, directory / "tokenizer" / FILE) if path.is_file()), None)
-        if path is None:
-            raise LspError(
-                f"{directory} holds no {FILE}.",
-                hint="Give a directory made by lsp prepare or lsp pretrain.",
-                code=Exit.ARTIFACT,
-            )
-        return cls(path.read_bytes(), str(path))
-
-    def save(self, directory: Path) -> None:
-        """Writes `directory/tokenizer.model`, whole or not at all."""
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / FILE, self.model)
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special pieces; uses all cores."""
-        return self._pieces.encode(list(texts), out_type=int, num_threads=-1)
-
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """As `encode`, each text an int32 array [tokens]."""
         return self._pieces.encode(list(texts), out_type="numpy", num_threads=-1)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids, special pieces left out; normalised as it was for encoding."""
         return self._pieces.decode([int(index) for index in ids if index > MASK])
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
-        """How each id is written; `▁` stands for a space."""
         return [self._pieces.id_to_piece(int(index)) for index in ids]
 
 
@@ -129,7 +162,7 @@ def learn(lines: Sequence[str], *, vocab_size: int, kind: str, lowercase: bool) 
         )
     except RuntimeError as error:
         raise _unfit(str(error), vocab_size) from None
-    return Tokenizer(model.getvalue())
+    return SentencePiece(model.getvalue())
 
 
 def sample(documents: Iterable[str], vocab_size: int, seed: int, size: int = 0) -> list[str]:

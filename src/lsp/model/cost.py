@@ -20,23 +20,33 @@ def by_part(config: ModelConfig) -> dict[str, int]:
     return {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)) for part, tree in shapes(config).items()}
 
 
-def forward_flops(config: ModelConfig, tokens: int, pairs: int, slots: int = 0, rows: int = 1) -> int:
-    """FLOPs of `rows` rows with `tokens` tokens in all: two for each multiply-add of every matrix product.
-
-    `pairs` of tokens meet in attention (length² of a row), `slots` tokens go through the vocabulary. Norms, softmax and
-    activations are left out, as is usual. A training step costs three times this.
-    """
+def attention_flops(config: ModelConfig, lengths: Any) -> int:
+    """FLOPs of all scores and of what they weigh, for texts of `lengths` [N] tokens that see their `window`."""
+    lengths = np.asarray(lengths, np.int64)
     products = 0
+    for layer in config.layers:
+        reach = np.minimum(lengths - 1, layer.window) if layer.window else np.maximum(lengths - 1, 0)
+        pairs = lengths * (2 * reach + 1) - reach * (reach + 1)  # less what would lie outside of the text
+        products += 2 * int(pairs.sum()) * layer.heads * layer.head_size
+    return 2 * products
+
+
+def forward_flops(config: ModelConfig, lengths: Any, slots: int = 0, rows: int = 1) -> int:
+    """FLOPs of texts of `lengths` [N] tokens in `rows` rows: two for each multiply-add of every matrix product.
+
+    `slots` tokens go through the vocabulary. Norms, softmax and activations are left out, as is usual. A training step
+    costs three times this.
+    """
+    tokens, products = int(np.sum(lengths)), 0
     for layer in config.layers:
         inner = layer.heads * layer.head_size
         feedforward = 2 if config.preset == "bert" else 3
         products += tokens * config.width * (3 * inner + inner + feedforward * layer.feedforward)
-        products += 2 * pairs * inner
     if config.head == "words":
         products += slots * config.width * (config.width + config.vocab_size)
     if config.classes:
         products += rows * config.width * (config.width + config.classes)
-    return 2 * products
+    return 2 * products + attention_flops(config, lengths)
 
 
 def needed_flops(config: ModelConfig, batch: dict[str, np.ndarray]) -> int:
@@ -47,7 +57,7 @@ def needed_flops(config: ModelConfig, batch: dict[str, np.ndarray]) -> int:
     lengths = np.bincount(numbers[segments > 0])
     used = int(np.count_nonzero(batch["weights"]))
     slots, rows = (used, len(batch["tokens"])) if "slots" in batch else (0, used)
-    return forward_flops(config, int(lengths.sum()), int(np.square(lengths).sum()), slots, rows)
+    return forward_flops(config, lengths[lengths > 0], slots, rows)
 
 
 def training_flops(config: ModelConfig, batch: dict[str, np.ndarray], teacher: ModelConfig | None = None) -> int:

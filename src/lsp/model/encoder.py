@@ -1,7 +1,7 @@
 """The encoder and its heads, as Flax modules that hold parameters and nothing else.
 
-Two presets: `bert` (Devlin et al., 2018: learned positions, post-norm, GELU, biases; the shape of the published
-weights) and `modern` (rotary positions, pre-norm, GeGLU, no biases, as in ModernBERT, Warner et al., 2024).
+Two presets: `bert` (Devlin et al., 2018: learned positions, post-norm, GELU, biases; RoBERTa and DistilBERT are of its
+shape) and `modern` (rotary positions, pre-norm, GeGLU, no biases), which is ModernBERT (Warner et al., 2024).
 
 Dimensions: B rows, T tokens, K masked slots, V vocabulary, D width, H heads, S head size, F feed-forward, C classes.
 The type of the computation is the type of the parameters handed in; norms, softmax and logits are fp32 always.
@@ -73,31 +73,31 @@ class Table(nnx.Module):
 
 class Embeddings(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        bert = config.preset == "bert"
         self.tokens = Table(config.vocab_size, config.width, rngs)
-        self.positions = Table(config.max_length, config.width, rngs) if bert else None
-        self.types = Table(2, config.width, rngs) if bert else None
-        self.norm = Norm(config.width, bias=bert, epsilon=epsilon(config))
+        self.positions = Table(config.max_length, config.width, rngs) if config.preset == "bert" else None
+        self.types = Table(config.types, config.width, rngs) if config.types else None
+        self.norm = norm(config)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
         x_BTD = self.tokens(tokens_BT)
-        if self.positions is not None and self.types is not None:
-            types = self.types(jnp.int32(0) if types_BT is None else types_BT)
-            x_BTD = x_BTD + self.positions(positions_BT) + types
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions(positions_BT)
+        if self.types is not None:
+            x_BTD = x_BTD + self.types(jnp.int32(0) if types_BT is None else types_BT)
         return self.norm(x_BTD)
 
 
 class Attention(nnx.Module):
     """`qkv` holds each head's query, key and value side by side, so splitting its columns splits heads."""
 
-    def __init__(self, config: ModelConfig, layer: Layer, out_std: float, rngs: nnx.Rngs) -> None:
-        bias = config.preset == "bert"
+    def __init__(self, config: ModelConfig, layer: Layer, out_std: float, first: bool, rngs: nnx.Rngs) -> None:
         inner = layer.heads * layer.head_size
         std = kernel_std(config, config.width)
-        self.norm = Norm(config.width, bias=bias, epsilon=epsilon(config))
-        self.qkv = Linear(config.width, 3 * inner, bias=bias, std=std, rngs=rngs)
-        self.out = Linear(inner, config.width, bias=bias, std=out_std, rngs=rngs)
-        self.heads, self.head_size = layer.heads, layer.head_size
+        # What reaches the first layer of `modern` is normalised already.
+        self.norm = unchanged if first and config.preset == "modern" else norm(config)
+        self.qkv = Linear(config.width, 3 * inner, bias=config.bias, std=std, rngs=rngs)
+        self.out = Linear(inner, config.width, bias=config.bias, std=out_std, rngs=rngs)
+        self.heads, self.head_size, self.window = layer.heads, layer.head_size, layer.window
 
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> jax.Array:
         # Attention's rows are those of the segments: pieces of x's, where long rows are cut.
@@ -105,7 +105,7 @@ class Attention(nnx.Module):
         q, k, v = qkv.transpose(3, 0, 2, 1, 4)
         if turn is not None:
             q, k = attention.rotate(q, *turn), attention.rotate(k, *turn)
-        y_BHTS = attention.attend(q, k, v, segments_BT)
+        y_BHTS = attention.attend(q, k, v, segments_BT, self.window)
         return self.out(y_BHTS.transpose(0, 2, 1, 3).reshape(*x_BTD.shape[:2], -1))
 
 
@@ -113,26 +113,27 @@ class FeedForward(nnx.Module):
     """GELU(x·up)·down, or GeGLU (Shazeer, 2020): (GELU(x·gate) ⊙ x·up)·down."""
 
     def __init__(self, config: ModelConfig, layer: Layer, out_std: float, rngs: nnx.Rngs) -> None:
-        bias = config.preset == "bert"
         std = kernel_std(config, config.width)
-        self.norm = Norm(config.width, bias=bias, epsilon=epsilon(config))
-        self.up = Linear(config.width, layer.feedforward, bias=bias, std=std, rngs=rngs)
-        self.gate = None if bias else Linear(config.width, layer.feedforward, bias=False, std=std, rngs=rngs)
-        self.down = Linear(layer.feedforward, config.width, bias=bias, std=out_std, rngs=rngs)
+        self.norm = norm(config)
+        self.up = Linear(config.width, layer.feedforward, bias=config.bias, std=std, rngs=rngs)
+        gated = config.preset == "modern"
+        self.gate = Linear(config.width, layer.feedforward, bias=False, std=std, rngs=rngs) if gated else None
+        self.down = Linear(layer.feedforward, config.width, bias=config.bias, std=out_std, rngs=rngs)
+        self.gelu = gelu if config.activation == "gelu" else gelu_tanh
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = self.up(x_BTD)
         if self.gate is None:
-            return self.down(gelu(up_BTF))
-        return self.down(jax.nn.gelu(self.gate(x_BTD), approximate=True) * up_BTF)
+            return self.down(self.gelu(up_BTF))
+        return self.down(self.gelu(self.gate(x_BTD)) * up_BTF)
 
 
 class EncoderLayer(nnx.Module):
-    def __init__(self, config: ModelConfig, layer: Layer, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, layer: Layer, first: bool, rngs: nnx.Rngs) -> None:
         # Matrices that write to the residual stream start smaller, so that its variance does not grow with depth.
         shrink = 1.0 if config.preset == "bert" else (2 * len(config.layers)) ** -0.5
         out_stds = [kernel_std(config, size) * shrink for size in (layer.heads * layer.head_size, layer.feedforward)]
-        self.attention = Attention(config, layer, out_stds[0], rngs)
+        self.attention = Attention(config, layer, out_stds[0], first, rngs)
         self.feedforward = FeedForward(config, layer, out_stds[1], rngs)
         self.post_norm = config.preset == "bert"
         self.dropout = config.dropout
@@ -153,8 +154,9 @@ class Words(nnx.Module):
     """BERT's masked-LM head: a dense layer, GELU and a norm, then the embedding table as the projection."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        self.transform = Linear(config.width, config.width, bias=True, std=kernel_std(config, config.width), rngs=rngs)
-        self.norm = Norm(config.width, bias=True, epsilon=epsilon(config))
+        std = kernel_std(config, config.width)
+        self.transform = Linear(config.width, config.width, bias=config.bias, std=std, rngs=rngs)
+        self.norm = norm(config)
         self.bias = nnx.Param(jnp.zeros(config.vocab_size))
 
     def __call__(self, hidden_BKD: jax.Array, table_VD: jax.Array | Int8) -> jax.Array:
@@ -163,19 +165,35 @@ class Words(nnx.Module):
         return add_bias(logits_BKV.astype(jnp.float32), self.bias[...].astype(jnp.float32))
 
 
+class Pooler(Linear):
+    """What reads a pooled state [B, D] before the classes do: a dense layer and tanh (BERT), relu (DistilBERT), or GELU
+    and a norm (ModernBERT)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        std = kernel_std(config, config.width)
+        super().__init__(config.width, config.width, bias=config.bias, std=std, rngs=rngs)
+        self.activation = {"tanh": jnp.tanh, "relu": jax.nn.relu, "gelu": gelu}[config.pooler_activation]
+        self.norm = norm(config) if config.preset == "modern" else unchanged
+
+    def __call__(self, x_BD: jax.Array) -> jax.Array:
+        return self.norm(self.activation(super().__call__(x_BD)))
+
+
 class Model(nnx.Module):
     """An encoder with the heads its config names. `remat` is one of REMAT."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, remat: Remat = "none") -> None:
         self.config, self.remat = config, remat
         self.embeddings = Embeddings(config, rngs)
-        self.layers = nnx.List([EncoderLayer(config, layer, rngs) for layer in config.layers])
-        self.norm = None if config.preset == "bert" else Norm(config.width, bias=False, epsilon=epsilon(config))
+        layers = enumerate(config.layers)
+        self.layers = nnx.List([EncoderLayer(config, layer, index == 0, rngs) for index, layer in layers])
+        self.norm = norm(config) if config.preset == "modern" else unchanged
         if config.head == "words":
             self.words = Words(config, rngs)
+        if config.classes or config.head == "pooler":
+            self.pooler = Pooler(config, rngs)
         if config.classes:
             std = kernel_std(config, config.width)
-            self.pooler = Linear(config.width, config.width, bias=True, std=std, rngs=rngs)
             self.classifier = Linear(config.width, config.classes, bias=True, std=std, rngs=rngs)
 
     def encode(
@@ -197,11 +215,12 @@ class Model(nnx.Module):
         x_BTD = hold(drop(x_BTD, self.config.dropout, keys[-1]), "BTD")
         turns = {}
         if self.config.preset == "modern":
-            turns = {s: attention.rotary(positions_BT, s) for s in {layer.head_size for layer in self.config.layers}}
+            kinds = {(layer.head_size, layer.rotary_base) for layer in self.config.layers}
+            turns = {kind: attention.rotary(positions_BT, *kind) for kind in kinds}
         for layer, shape, layer_key in zip(self.layers, self.config.layers, keys, strict=False):
             run = layer if self.remat == "none" else jax.checkpoint(layer, policy=REMAT[self.remat])
-            x_BTD = hold(run(x_BTD, segments_BT, turns.get(shape.head_size), layer_key), "BTD")
-        return x_BTD if self.norm is None else self.norm(x_BTD)
+            x_BTD = hold(run(x_BTD, segments_BT, turns.get((shape.head_size, shape.rotary_base)), layer_key), "BTD")
+        return self.norm(x_BTD)
 
     def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
         """Logits over the vocabulary [B, K, V], fp32, at the given positions only."""
@@ -214,7 +233,7 @@ class Model(nnx.Module):
 
     def follow(self, hidden_BTD: jax.Array) -> jax.Array:
         """Logits [B, 2], fp32, of rows that hold a pair each: the second text follows the first, or is a random one."""
-        return self.classifier(jnp.tanh(self.pooler(hidden_BTD[:, 0]))).astype(jnp.float32)
+        return self.classifier(self.pooler(hidden_BTD[:, 0])).astype(jnp.float32)
 
     def classify(
         self,
@@ -233,7 +252,7 @@ class Model(nnx.Module):
             total_BD = jnp.einsum("btd,bt->bd", hidden_BTD.astype(jnp.float32), weights_BT)
             pooled_BD = total_BD / jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
             pooled_BD = pooled_BD.astype(hidden_BTD.dtype)
-        pooled_BD = drop(jnp.tanh(self.pooler(pooled_BD)), self.config.dropout, keys[1])
+        pooled_BD = drop(self.pooler(pooled_BD), self.config.dropout, keys[1])
         return self.classifier(pooled_BD).astype(jnp.float32)
 
 
@@ -253,9 +272,13 @@ def shapes(config: ModelConfig) -> Tree:
     return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0))), nnx.Param))
 
 
-def epsilon(config: ModelConfig) -> float:
-    """BERT's published weights were trained with 1e-12."""
-    return 1e-12 if config.preset == "bert" else 1e-5
+def norm(config: ModelConfig) -> Norm:
+    return Norm(config.width, bias=config.bias, epsilon=config.epsilon)
+
+
+def unchanged(x: jax.Array) -> jax.Array:
+    """In place of a norm."""
+    return x
 
 
 def kernel_std(config: ModelConfig, fan_in: int) -> float:
@@ -272,6 +295,11 @@ def gelu(x: jax.Array) -> jax.Array:
     """The exact x·Φ(x) of Hendrycks and Gimpel (2016), through erf: XLA's CPU takes 2.5 times as long over the erfc
     that `jax.nn.gelu` uses, for digits far out in the negative tail."""
     return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+    """Hendrycks and Gimpel's approximation of it by tanh."""
+    return jax.nn.gelu(x, approximate=True)
 
 
 @jax.custom_vjp

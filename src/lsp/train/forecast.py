@@ -130,7 +130,7 @@ def slots(recipe: recipes.Pretrain) -> int:
 def flops(recipe: recipes.Pretrain) -> int:
     """FLOPs of a step over all devices, of needed work only: nothing computed again, nothing but products."""
     length = recipe.data.sequence_length
-    row = cost.forward_flops(model(recipe), length, length * length, slots(recipe))
+    row = cost.forward_flops(model(recipe), [length], slots(recipe))
     return 3 * row * recipe.train.batch_size
 
 
@@ -145,8 +145,7 @@ def time(recipe: recipes.Pretrain, step: Step, devices: int, accelerator: Accele
 def _attention(recipe: recipes.Pretrain) -> float:
     """The share of the forward pass that is products of tokens with tokens."""
     config, length = model(recipe), recipe.data.sequence_length
-    pairs = length * length
-    return cost.forward_flops(config, 0, pairs) / cost.forward_flops(config, length, pairs, slots(recipe))
+    return cost.attention_flops(config, [length]) / cost.forward_flops(config, [length], slots(recipe))
 
 
 def _state(config: ModelConfig, update: Update, mesh: Mesh) -> TrainState:

@@ -1,0 +1,60 @@
+"""Checkpoints of others in, and ours out."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lsp import console
+from lsp.arguments import FromOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt, apart, need
+from lsp.cli.app import app, report
+
+
+@app.command("import", short_help="A published checkpoint to a run.")
+def import_(
+    *,
+    start: Annotated[
+        Path, typer.Argument(metavar="HF_DIR", help="A folder in the layout of Hugging Face.", show_default=False)
+    ],
+    out: OutOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp import downloads/all-MiniLM-L6-v2 --out runs/minilm
+
+    Take in a BERT, RoBERTa, DistilBERT, MiniLM or ModernBERT: config.json,
+    model.safetensors and the tokenizer's files. No code in the folder is run,
+    nothing is unpickled, and no torch is needed.
+    """
+    need(start)
+    apart(out, start)
+    from lsp.commands import import_ as verb
+
+    return report(verb.run(start, out, overwrite, console.Progress(quiet)), as_json)
+
+
+@app.command(short_help="A run as files for other software.")
+def export(
+    *,
+    begin: FromOpt,
+    kind: Annotated[
+        Literal["huggingface"], typer.Option("--format", help="Which software it is for.", show_default=False)
+    ],
+    out: OutOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp export --from runs/sst2 --format huggingface --out exports/sst2
+
+    Write a folder that AutoModel.from_pretrained of transformers loads, labels and
+    tokenizer included, and read it back to compare: parameters bit for bit.
+    """
+    need(begin)
+    apart(out, begin)
+    from lsp.commands import export as verb
+
+    return report(verb.run(begin, out, kind, overwrite, console.Progress(quiet)), as_json)

@@ -1,0 +1,26 @@
+"""`lsp export`: a run as files for other software, compared with the run before they count."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lsp import checkpoint, directory
+from lsp.deploy import huggingface
+
+
+def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> dict[str, Any]:
+    """Writes the model of `start` to `out` in the format `kind` and returns its result."""
+    inputs = {"from": directory.identity(directory.read(start)), "format": kind}
+    with directory.claim(out, command="export", recipe="", inputs=inputs, overwrite=overwrite) as held:
+        if held.complete:
+            return held.result()
+        base = checkpoint.open(start)
+        if base.manifest["compression"]:
+            progress.warn("what was compressed is written as float32: that format holds nothing smaller")
+        model = checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)
+        files = huggingface.write(model, out)
+        size = {"parameters": base.size()["parameters"], "bytes": sum((out / name).stat().st_size for name in files)}
+        result = {"command": "export", "out": str(out), "status": "complete", "format": kind, "files": files, **size}
+        directory.write_atomically(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        directory.seal(out, {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]})
+        return result

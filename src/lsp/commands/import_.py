@@ -1,0 +1,27 @@
+"""`lsp import`: a published checkpoint as a run."""
+
+from pathlib import Path
+from typing import Any
+
+from lsp import checkpoint, directory
+from lsp.deploy import huggingface
+
+
+def run(start: Path, out: Path, overwrite: bool, progress: Any) -> dict[str, Any]:
+    """Writes the encoder or classifier in `start` to `out` and returns its result."""
+    inputs = {"from": huggingface.digest(start)}
+    with directory.claim(out, command="import", recipe="", inputs=inputs, overwrite=overwrite) as held:
+        if held.complete:
+            return held.result()
+        model, extra = huggingface.read(start)
+        if extra:
+            progress.warn(f"{len(extra)} tensors are no part of the model: {huggingface.listed(extra)}")
+        return checkpoint.finish(
+            held,
+            model,
+            stage="import",
+            step=0,
+            metrics={},
+            parents=[inputs["from"]],
+            result={"head": model.config.head, "labels": list(model.labels), "unused": extra},
+        )

@@ -1,0 +1,273 @@
+"""`config.json` of published encoders as a `ModelConfig`, and the other way round.
+
+What a config may ask for and lsp does not have is refused, not passed over.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lsp import Exit, LspError, nearest
+from lsp.data.published import Published
+from lsp.deploy.families import BERT, DISTILBERT, FAMILIES, MODERNBERT, Family
+from lsp.model.config import Activation, Layer, ModelConfig
+
+ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+MOST_LAYERS = 1024
+EPSILON = 1e-12  # of DistilBERT's norms, which its config does not say
+
+
+class Table:
+    """A `config.json`, whose values are asked for with their type. Raises LspError (exit 4) naming the key."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self.path, self.values = path, values
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self.values.get(key, default)
+        if type(value) is not int or not 0 <= value < 2**31:
+            raise self.wrong(f"{key} is {_shown(value)}, not a whole number" if key in self.values else f"no {key}")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(f"{key} is {_shown(value)}, not a number")
+        return float(value)
+
+    def only(self, key: str, *allowed: Any) -> Any:
+        """The value of a key, the first of `allowed` where it is missing."""
+        value = self.values.get(key, allowed[0])
+        if value not in allowed:
+            raise self.wrong(f"{key} is {_shown(value)}, and lsp knows {', '.join(map(repr, allowed))}")
+        return value
+
+    def wrong(self, what: str) -> LspError:
+        return LspError(f"{self.path}: {what}.", code=Exit.ARTIFACT)
+
+
+def family(table: Table) -> Family:
+    """The architecture. Raises LspError (exit 4)."""
+    kind = table.values.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise table.wrong(f"model_type is {_shown(kind)}, and lsp reads {known}{nearest(str(kind), FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def read(table: Table, family: Family) -> ModelConfig:
+    """The encoder, without a head. Raises LspError (exit 4)."""
+    if family is MODERNBERT:
+        config = _modern(table)
+    elif family is DISTILBERT:
+        layers = _layers(table, "n_layers", "n_heads", "dim", "hidden_dim")
+        config = ModelConfig(
+            "bert",
+            table.whole("vocab_size"),
+            table.whole("dim"),
+            layers,
+            table.whole("max_position_embeddings"),
+            head="none",
+            dropout=table.number("dropout", 0.1),
+            types=0,
+            activation=ACTIVATIONS[table.only("activation", *ACTIVATIONS)],
+            pooler_activation="relu",
+        )
+    else:
+        table.only("position_embedding_type", "absolute", None)
+        layers = _layers(table, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+        types = table.whole("type_vocab_size", 2)
+        config = ModelConfig(
+            "bert",
+            table.whole("vocab_size"),
+            table.whole("hidden_size"),
+            layers,
+            table.whole("max_position_embeddings") - family.unused,
+            head="none",
+            dropout=table.number("hidden_dropout_prob", 0.1),
+            types=types if types > 1 else 0,  # the only one is added to every position
+            epsilon=table.number("layer_norm_eps", 1e-12),
+            activation=ACTIVATIONS[table.only("hidden_act", *ACTIVATIONS)],
+        )
+    try:
+        config.check()
+    except ValueError as error:
+        raise table.wrong(f"as a model of lsp's, {error}") from None
+    return config
+
+
+def labels(table: Table) -> tuple[str, ...]:
+    """The names of the classes, in order. Raises LspError (exit 4)."""
+    names = table.values.get("id2label")
+    if names is None:
+        names = {str(index): f"LABEL_{index}" for index in range(table.whole("num_labels", 2))}
+    expected = {str(index) for index in range(len(names))}
+    if not isinstance(names, dict) or names.keys() != expected or not all(isinstance(n, str) for n in names.values()):
+        raise table.wrong("id2label is no table of names by their numbers from 0")
+    return tuple(names[str(index)] for index in range(len(names)))
+
+
+def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple[Family, dict[str, Any]]:
+    """The architecture and its `config.json`. Raises LspError (exit 2) where no published one is such a model."""
+    one = config.layers[0]
+    if any((layer.heads, layer.head_size, layer.feedforward) != (one.heads, one.head_size, one.feedforward)
+           for layer in config.layers) or one.heads * one.head_size != config.width:  # fmt: skip
+        raise _not_theirs("its layers differ in shape, as pruning makes them")
+    if config.preset == "modern":
+        family, table = MODERNBERT, _write_modern(config)
+    elif config.pooler_activation == "relu":
+        family, table = DISTILBERT, _write_distilbert(config)
+    else:
+        family, table = BERT, _write_bert(config)
+    if config.preset == "bert" and config.head == "classes" and config.pooling != "cls":
+        raise _not_theirs(
+            "its classes read the mean of all tokens", "Train it with --set head.pooling=cls, or use preset `modern`."
+        )
+    ids = dict(zip(("pad", "unk", "cls", "sep", "mask"), words.theirs.tolist(), strict=False))
+    table |= {"pad_token_id": ids["pad"], "vocab_size": config.vocab_size, "dtype": "float32"}
+    if config.preset == "modern":
+        table |= {f"{name}_token_id": ids[role] for name, role in
+                  (("cls", "cls"), ("bos", "cls"), ("sep", "sep"), ("eos", "sep"))}  # fmt: skip
+    if labels:
+        names = {str(index): name for index, name in enumerate(labels)}
+        table |= {"id2label": names, "label2id": {name: index for index, name in enumerate(labels)}}
+        table["problem_type"] = "single_label_classification"
+    return family, table
+
+
+def _write_bert(config: ModelConfig) -> dict[str, Any]:
+    layer = config.layers[0]
+    return {
+        "model_type": "bert",
+        "hidden_size": config.width,
+        "num_hidden_layers": len(config.layers),
+        "num_attention_heads": layer.heads,
+        "intermediate_size": layer.feedforward,
+        "hidden_act": _activation(config),
+        "max_position_embeddings": config.max_length,
+        "position_embedding_type": "absolute",
+        "type_vocab_size": max(config.types, 1),
+        "layer_norm_eps": config.epsilon,
+        "hidden_dropout_prob": config.dropout,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def _write_distilbert(config: ModelConfig) -> dict[str, Any]:
+    if config.epsilon != EPSILON:
+        raise _not_theirs(f"DistilBERT's epsilon is {EPSILON}, and this model's {config.epsilon}")
+    layer = config.layers[0]
+    return {
+        "model_type": "distilbert",
+        "dim": config.width,
+        "n_layers": len(config.layers),
+        "n_heads": layer.heads,
+        "hidden_dim": layer.feedforward,
+        "activation": _activation(config),
+        "max_position_embeddings": config.max_length,
+        "sinusoidal_pos_embds": False,
+        "dropout": config.dropout,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": config.dropout,
+    }
+
+
+def _write_modern(config: ModelConfig) -> dict[str, Any]:
+    layer = config.layers[0]
+    kinds = ["sliding_attention" if each.window else "full_attention" for each in config.layers]
+    seen = {kind: {(each.window, each.rotary_base) for each, k in zip(config.layers, kinds, strict=True) if k == kind}
+            for kind in kinds}  # fmt: skip
+    if any(len(each) > 1 for each in seen.values()):
+        raise _not_theirs("its layers have several windows or rotary bases")
+    (_, full), (window, near) = (
+        next(iter(seen.get(kind, {default})))
+        for kind, default in (("full_attention", (0, 10_000.0)), ("sliding_attention", (64, 10_000.0)))
+    )
+    every = len(kinds) if "sliding_attention" in kinds else 1
+    every = next((n for n in range(1, every) if all((i % n > 0) == (k[0] == "s") for i, k in enumerate(kinds))), every)
+    return {
+        "model_type": "modernbert",
+        "hidden_size": config.width,
+        "num_hidden_layers": len(config.layers),
+        "num_attention_heads": layer.heads,
+        "intermediate_size": layer.feedforward,
+        "hidden_activation": _activation(config),
+        "max_position_embeddings": config.max_length,
+        "norm_eps": config.epsilon,
+        **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False),
+        "decoder_bias": True,
+        "classifier_activation": "gelu",
+        "classifier_pooling": config.pooling,
+        **dict.fromkeys(("embedding_dropout", "mlp_dropout", "classifier_dropout"), config.dropout),
+        "local_attention": 2 * window,
+        "layer_types": kinds,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": full},
+            "sliding_attention": {"rope_type": "default", "rope_theta": near},
+        },
+        # As transformers 4 has it.
+        "global_attn_every_n_layers": every,
+        "global_rope_theta": full,
+        "local_rope_theta": near,
+    }
+
+
+def _activation(config: ModelConfig) -> str:
+    return "gelu" if config.activation == "gelu" else "gelu_pytorch_tanh"
+
+
+def _not_theirs(why: str, hint: str = "") -> LspError:
+    return LspError(
+        f"No model of Hugging Face transformers is like this one: {why}.", hint=hint or "Export to another format."
+    )
+
+
+def _layers(table: Table, count: str, heads: str, width: str, feedforward: str) -> tuple[Layer, ...]:
+    number, sizes = table.whole(count), (table.whole(width), table.whole(heads))
+    if not 0 < number <= MOST_LAYERS:
+        raise table.wrong(f"{count} is {number}")
+    if not sizes[1] or sizes[0] % sizes[1]:
+        raise table.wrong(f"{width} = {sizes[0]} can't be split over {heads} = {sizes[1]}")
+    return (Layer(sizes[1], sizes[0] // sizes[1], table.whole(feedforward)),) * number
+
+
+def _modern(table: Table) -> ModelConfig:
+    for key in ("norm_bias", "mlp_bias", "attention_bias", "classifier_bias"):
+        table.only(key, False)
+    table.only("classifier_activation", "gelu")
+    table.only("decoder_bias", True)
+    layers = _layers(table, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+    every = table.whole("global_attn_every_n_layers", 3) or 1
+    kinds = table.values.get("layer_types") or [
+        "sliding_attention" if number % every else "full_attention" for number in range(len(layers))
+    ]
+    bases = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention": ("local_rope_theta", 10_000.0)}
+    rotary = table.values.get("rope_parameters") or {}
+    if not isinstance(kinds, list) or len(kinds) != len(layers) or not isinstance(rotary, dict):
+        raise table.wrong("layer_types or rope_parameters do not fit its layers")
+    shaped = []
+    for layer, kind in zip(layers, kinds, strict=True):
+        if kind not in bases:
+            raise table.wrong(f"layer_types holds {_shown(kind)}")
+        own = Table(table.path, rotary.get(kind) or {})
+        own.only("rope_type", "default")
+        base = own.number("rope_theta", table.number(*bases[kind]))
+        window = table.whole("local_attention", 128) // 2 if kind == "sliding_attention" else 0
+        shaped.append(Layer(layer.heads, layer.head_size, layer.feedforward, window, base))
+    return ModelConfig(
+        "modern",
+        table.whole("vocab_size"),
+        table.whole("hidden_size"),
+        tuple(shaped),
+        table.whole("max_position_embeddings"),
+        head="none",
+        pooling=table.only("classifier_pooling", "cls", "mean"),
+        dropout=table.number("mlp_dropout", 0.0),
+        epsilon=table.number("norm_eps", 1e-5),
+        activation=ACTIVATIONS[table.only("hidden_activation", *ACTIVATIONS)],
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:59] + "…"

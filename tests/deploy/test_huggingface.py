@@ -1,0 +1,184 @@
+"""Folders of others against what transformers computed with them (make_golden.py)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from lsp import Exit, LspError
+from lsp.checkpoint import Model
+from lsp.data.batches import Examples
+from lsp.data.tasks import Table
+from lsp.deploy import huggingface
+from lsp.model.encoder import graphdef
+
+GOLDEN = Path(__file__).parent / "golden"
+FOLDERS = sorted(path.name for path in GOLDEN.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of a folder to spoil."""
+    return Path(shutil.copytree(GOLDEN / "bert-pretraining", tmp_path / "bert"))
+
+
+def refused(path: Path, *parts: str) -> None:
+    with pytest.raises(LspError) as error:
+        huggingface.read(path)
+    assert error.value.code == Exit.ARTIFACT
+    for part in (*parts, str(path)):
+        assert part in error.value.message
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("kind", ["single", "pair"])
+def test_ids_and_answers_are_those_of_transformers(name: str, kind: str) -> None:
+    model, extra = huggingface.read(GOLDEN / name)
+    assert not extra
+    texts = [tuple(pair) for pair in json.loads((GOLDEN / name / "texts.json").read_text())]
+    table = Table([pair[: 1 + (kind == "pair")] for pair in texts], [], ())
+    examples = Examples(table, model.tokenizer, model.config.max_length)
+    expected = load_file(GOLDEN / name / "expected.safetensors")
+    for index, tokens in enumerate(examples.tokens):
+        of = f"{kind}.{index}"
+        assert model.tokenizer.theirs[tokens].tolist() == expected[f"{of}.ids"].tolist()
+        batch = examples.batch(np.array([index]), 1)
+        for output, value in answers(model, batch, len(tokens)).items():
+            np.testing.assert_allclose(value, expected[f"{of}.{output}"], atol=2e-5, err_msg=output)
+
+
+def answers(model: Model, batch: dict[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """What expected.safetensors holds, by lsp, vocabularies in the published order."""
+    built = nnx.merge(graphdef(model.config), model.params)
+    inputs = [jnp.asarray(batch[name]) for name in ("tokens", "segments", "types")]
+    hidden = built.encode(*inputs)
+    found = {"hidden": hidden[0, :length]}
+    if model.config.head == "words":
+        slots = jnp.arange(length, dtype=jnp.int32)[None]
+        logits = huggingface.published_order(np.asarray(built.guess(hidden, slots))[0].T, model.tokenizer).T
+        found["prediction_logits" if model.config.classes else "logits"] = logits
+        if model.config.classes:
+            found["seq_relationship_logits"] = built.follow(hidden)[0]
+    elif model.config.head == "classes":
+        found["logits"] = built.classify(*inputs)[0]
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def test_labels_come_along() -> None:
+    assert huggingface.read(GOLDEN / "roberta-classes").model.labels == ("no", "maybe", "yes")
+
+
+def test_no_text_becomes_a_special_piece() -> None:
+    words = huggingface.read(GOLDEN / "bert-bare").model.tokenizer
+    for text in ("[MASK] [SEP] [CLS] [PAD]", "<mask> </s>"):
+        assert min(words.encode([text])[0]) > 0
+        assert not {0, 2, 3, 4} & set(words.encode([text])[0])
+
+
+def test_pieces_are_written_as_ours_are() -> None:
+    words = huggingface.read(GOLDEN / "bert-bare").model.tokenizer
+    ids = words.encode(["the cats"])[0]
+    assert "".join(words.pieces(ids)) == "▁the▁cats"
+    assert words.pieces(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert words.decode(ids) == "the cats"
+    byte_level = huggingface.read(GOLDEN / "roberta-words").model.tokenizer
+    ids = byte_level.encode(["the cat 北"])[0]
+    assert "".join(byte_level.pieces(ids)) == "the▁cat▁<0xE5><0x8C><0x97>"
+    assert byte_level.decode(ids) == "the cat 北"
+
+
+def test_a_vocabulary_alone_is_the_tokenizer(folder: Path) -> None:
+    whole = huggingface.read(folder).model.tokenizer
+    (folder / "tokenizer.json").unlink()
+    pieces = [""] * whole.size
+    for index, piece in enumerate(json.loads(whole.model)["model"]["vocab"]):
+        pieces[index] = piece
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    alone = huggingface.read(folder).model.tokenizer
+    texts = ["The cat, naïve; 北京 <unseen>", "xyz"]
+    assert alone.encode(texts) == whole.encode(texts)
+
+
+def test_byte_pairs_in_two_files_are_the_tokenizer(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "roberta-words", tmp_path / "roberta"))
+    whole = huggingface.read(folder).model.tokenizer
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in model["merges"]))
+    alone = huggingface.read(folder).model.tokenizer
+    texts = ["The cat, naïve; 北京 <unseen>", "xyz"]
+    assert alone.encode(texts) == whole.encode(texts)
+    assert alone.between == whole.between == (3, 3)
+
+
+def test_norms_of_old_checkpoints_have_other_names(folder: Path) -> None:
+    old = load_file(folder / "model.safetensors")
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+           for name, value in old.items()}  # fmt: skip
+    save_file(old, folder / "model.safetensors")
+    found, expected = huggingface.read(folder), huggingface.read(GOLDEN / "bert-pretraining")
+    for name, value in huggingface.flattened(expected.model.params).items():
+        np.testing.assert_array_equal(huggingface.flattened(found.model.params)[name], value)
+
+
+def test_tensors_that_are_missing_or_left_over_are_named(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    lost = "bert.encoder.layer.1.output.dense.bias"
+    save_file({name: value for name, value in tensors.items() if name != lost}, folder / "model.safetensors")
+    refused(folder, lost)
+    save_file(tensors | {"adapter.weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    assert huggingface.read(folder).extra == ["adapter.weight"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("model_type", "gpt2", "gpt2"),
+        ("model_type", ["bert"], "model_type"),
+        ("hidden_size", 15, "num_attention_heads"),
+        ("hidden_size", 32, "[120, 32]"),
+        ("hidden_size", "16", "hidden_size"),
+        ("hidden_size", True, "hidden_size"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers"),
+        ("num_attention_heads", 0, "num_attention_heads"),
+        ("vocab_size", 10, "ids"),
+        ("vocab_size", 2**30, "[1073741824, 16]"),
+        ("hidden_act", "swish", "hidden_act"),
+        ("hidden_act", ["gelu"], "hidden_act"),
+        ("position_embedding_type", "relative_key", "position_embedding_type"),
+        ("layer_norm_eps", float("nan"), "epsilon"),
+        ("hidden_dropout_prob", {}, "hidden_dropout_prob"),
+    ],
+)
+def test_a_config_that_is_no_encoder_of_ours_is_refused(folder: Path, key: str, value: object, says: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    refused(folder, says)
+
+
+def test_files_that_are_none_are_refused(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    for spoilt in (b"", weights[:100], weights[:-1], (2**62).to_bytes(8, "little") + weights[8:], b"\0" * 64):
+        (folder / "model.safetensors").write_bytes(spoilt)
+        refused(folder, "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    refused(folder, "pickle")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
+    refused(folder, "does not name files beside it")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "model.safetensors").write_bytes(weights)
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    for spoilt in (b"", b"{}", b"[1]", b"\xff", tokenizer[: len(tokenizer) // 2]):
+        (folder / "tokenizer.json").write_bytes(spoilt)
+        refused(folder, "tokenizer.json")
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "no tokenizer")
+    (folder / "config.json").write_bytes(b"[" * 100_000)
+    refused(folder, "config.json")
