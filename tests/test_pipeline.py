@@ -117,7 +117,7 @@ def test_a_finished_run_does_nothing_again(road: Path):
 
 def test_evaluate_gates_and_predict_agree(road: Path):
     errors = road / "errors.jsonl"
-    found = evaluate.run(road / "int8", road / "dev.tsv", AUTO, ["accuracy=0.5", "f1=1.1"], QUIET, errors)
+    found = evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["accuracy=0.5", "f1=1.1"], QUIET, errors)
     assert [gate["passed"] for gate in found["gates"]] == [True, False]
     rows = [json.loads(line) for line in errors.read_text().splitlines()]
     table = (road / "dev.tsv").read_text().splitlines()
@@ -128,19 +128,19 @@ def test_evaluate_gates_and_predict_agree(road: Path):
     low, high = found["intervals"]["accuracy"]
     assert low <= found["metrics"]["accuracy"] <= high and sum(row["examples"] for row in found["classes"]) == 100
     before = errors.read_bytes()
-    evaluate.run(road / "int8", road / "dev.tsv", AUTO, [], QUIET, errors)
+    evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, [], QUIET, errors)
     assert errors.read_bytes() == before
     for mine in ("dev.tsv", "encoder"):
         with pytest.raises(LspError, match="is there already"):
-            evaluate.run(road / "int8", road / "dev.tsv", AUTO, [], QUIET, road / mine)
+            evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, [], QUIET, road / mine)
     output = io.StringIO()
-    predict.run(road / "int8", str(road / "dev.tsv"), AUTO, output, True, QUIET)
+    predict.run(road / "int8", str(road / "dev.tsv"), AUTO, predict.Output(output, True), QUIET)
     rows = [json.loads(line) for line in output.getvalue().splitlines()]
     labels = [line.split("\t")[1] for line in (road / "dev.tsv").read_text().splitlines()[1:]]
     right = [row["label"] == label for row, label in zip(rows, labels, strict=True)]
     assert np.mean(right) == pytest.approx(found["metrics"]["accuracy"])
     with pytest.raises(LspError, match="no such metric") as caught:
-        evaluate.run(road / "int8", road / "dev.tsv", AUTO, ["acuracy=0.5"], QUIET)
+        evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["acuracy=0.5"], QUIET)
     assert "'accuracy'" in caught.value.message
 
 
@@ -151,7 +151,7 @@ def test_an_answer_does_not_depend_on_its_batch(road: Path, tmp_path: Path, stag
     for texts in (lines, lines[2:3], [*lines[2:3], "ma " * 25]):
         (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
         output = io.StringIO()
-        predict.run(road / stage, str(tmp_path / "in.txt"), AUTO, output, True, QUIET)
+        predict.run(road / stage, str(tmp_path / "in.txt"), AUTO, predict.Output(output, True), QUIET)
         answers.append(json.loads(output.getvalue().splitlines()[2 if texts is lines else 0])["probabilities"])
     assert answers[0] == pytest.approx(answers[1], abs=1e-5)
     assert answers[0] == pytest.approx(answers[2], abs=1e-5)
@@ -160,7 +160,7 @@ def test_an_answer_does_not_depend_on_its_batch(road: Path, tmp_path: Path, stag
 def test_an_encoder_guesses_masked_words(road: Path, tmp_path: Path):
     (tmp_path / "in.txt").write_text("lo [MASK] ri [MASK]\n")
     output = io.StringIO()
-    predict.run(road / "encoder", str(tmp_path / "in.txt"), AUTO, output, True, QUIET)
+    predict.run(road / "encoder", str(tmp_path / "in.txt"), AUTO, predict.Output(output, True), QUIET)
     row = json.loads(output.getvalue())
     assert len(row["guesses"]) == 2
     assert all(len(mask) == 5 and sum(mask.values()) <= 1 for mask in row["guesses"])

@@ -14,12 +14,12 @@ from lsp import Exit, LspError, nearest
 OutOpt = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.", show_default=False)]
 FromOpt = Annotated[Path, typer.Option("--from", metavar="RUN", help="The run to read.", show_default=False)]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="A run, or prepared data.", show_default=False)]
-TrainOpt = Annotated[
-    Path,
-    typer.Option("--train", metavar="FILE", help="Labelled .tsv, .csv or .jsonl to train on.", show_default=False),
-]
-DevOpt = Annotated[
-    Path, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure with.", show_default=False)
+TRAIN = typer.Option("--train", metavar="FILE", help="Labelled .tsv, .csv or .jsonl to train on.", show_default=False)
+DEV = typer.Option("--dev", metavar="FILE", help="Labelled examples to measure with.", show_default=False)
+TrainOpt = Annotated[Path, TRAIN]
+DevOpt = Annotated[Path, DEV]
+TaskOpt = Annotated[
+    str, typer.Option("--task", metavar="NAME", help="A task of GLUE, as in sst2, with its files in --data.")
 ]
 RecipeOpt = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="TOML with settings; see docs/recipes.md.")

@@ -55,10 +55,19 @@ class Labelled:
     sequence_length: int = key(128, "longest example, in tokens; longer ones are cut and counted")
 
 
+Problem = Literal["single_label", "multi_label", "regression"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     pooling: Literal["auto", "cls", "mean"] = key("auto", "what the classifier reads: the first token, or the mean of all; `auto` is what the encoder's own pooler reads, and `mean` where it has none")
     dropout: float = key(0.1, "share of values dropped while training, in the encoder and before the classifier, 0 to 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class NewHead(Head):
+    problem: Problem = key("single_label", "what a label is: one class, several classes (names with commas between, or a list in `.jsonl`), or a number")
+    class_weights: Literal["none", "balanced"] = key("none", "how much an example counts in training: as much as any, or the less the more examples of its class there are (`single_label` only)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +156,7 @@ class Finetune:
     """A classifier on an encoder. `model` is read only with `--from scratch`; else the encoder brings its own."""
 
     model: Model = Model()
-    head: Head = Head()
+    head: NewHead = NewHead()
     data: Labelled = Labelled()
     train: Train = Train(epochs=3.0, learning_rate=2e-4, beta2=0.999)
     mesh: Mesh = Mesh()

@@ -91,8 +91,41 @@ def test_given_labels_keep_their_order_and_may_be_absent(tmp_path: Path) -> None
 def test_unlabelled_rows_are_read_when_labels_are_not_needed(tmp_path: Path) -> None:
     indexed = write(tmp_path / "test.tsv", tsv(("index", "sentence"), ("0", "x"), ("1", "y")))
     plain = write(tmp_path / "a.txt", "x\n\ny\twith a tab\n")
-    assert tasks.read(indexed, require_labels=False) == Table([("x",), ("y",)], [], ())
-    assert tasks.read(plain, require_labels=False).texts == [("x",), ("",), ("y\twith a tab",)]
+    assert list(tasks.stream(str(indexed))) == [(("x",), {"index": "0"}), (("y",), {"index": "1"})]
+    assert list(tasks.stream(str(plain))) == [(("x",), {}), (("",), {}), (("y\twith a tab",), {})]
+
+
+def test_a_number_stands_for_a_class_where_no_class_is_called_by_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "1"), ("y", "bad")))
+    assert tasks.read(path, labels=["bad", "good"]).labels == [1, 0]
+    with pytest.raises(LspError, match="'1' is unknown"):
+        tasks.read(path, labels=["bad", "2"])
+
+
+def test_an_example_may_have_several_labels_or_none(tmp_path: Path) -> None:
+    table = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "b, a"), ("y", ""), ("z", "c")))
+    assert tasks.read(table, problem="multi_label") == Table([("x",), ("y",), ("z",)], [[1, 0], [], [2]], tuple("abc"))
+    lines = write(tmp_path / "a.jsonl", '{"text": "x", "label": ["b", "a,b"]}\n{"text": "y", "label": []}\n')
+    assert tasks.read(lines, problem="multi_label") == Table([("x",), ("y",)], [[1, 0], []], ("a,b", "b"))
+    with pytest.raises(LspError, match="label 'c' is unknown"):
+        tasks.read(table, labels=["a", "b"], problem="multi_label")
+
+
+def test_labels_may_be_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "score"), ("x", "2.5"), ("y", "-1e1")))
+    assert tasks.read(path, label_column="score", problem="regression") == Table([("x",), ("y",)], [2.5, -10.0], ())
+    for bad in ("good", "", "nan", "inf"):
+        path = write(tmp_path / "b.tsv", tsv(("text", "label"), ("x", "1"), ("y", bad)))
+        with pytest.raises(LspError, match=r"line 3: .* not a number") as error:
+            tasks.read(path, problem="regression")
+        assert error.value.code == Exit.DATA
+
+
+def test_columns_are_kept_for_slices(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "country", "label"), ("x", "at", "1"), ("y", "ch", "0")))
+    assert tasks.read(path, slices=["country"]).groups == {"country": ["at", "ch"]}
+    with pytest.raises(LspError, match=r"no column county. Did you mean 'country'"):
+        tasks.read(path, slices=["county"])
 
 
 @pytest.mark.parametrize(
@@ -103,12 +136,12 @@ def test_standard_input_shows_by_its_first_line_what_it_is(monkeypatch: pytest.M
         buffer = io.BufferedReader(io.BytesIO(content.encode()))
 
     monkeypatch.setattr(sys, "stdin", Stdin)
-    assert list(tasks.stream("-")) == [("x",), ("y",)]
+    assert [texts for texts, _ in tasks.stream("-")] == [("x",), ("y",)]
 
 
 def test_a_stream_gives_the_rows_before_a_bad_one(tmp_path: Path) -> None:
     rows = tasks.stream(str(write(tmp_path / "a.tsv", tsv(("id", "text"), ("1", "x"), ("2",)))))
-    assert next(rows) == ("x",)
+    assert next(rows) == (("x",), {"id": "1"})
     with pytest.raises(LspError, match="line 3: 1 column where line 1 has 2"):
         next(rows)
     assert list(tasks.stream(str(write(tmp_path / "empty.tsv", "")))) == []

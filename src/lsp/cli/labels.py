@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 from lsp import Exit, LspError, console, recipe
 from lsp.arguments import (
+    DEV,
+    TRAIN,
     BudgetOpt,
     DevOpt,
     FromOpt,
@@ -19,6 +22,7 @@ from lsp.arguments import (
     QuietOpt,
     RecipeOpt,
     SetOpt,
+    TaskOpt,
     TextColumnOpt,
     TokenizerOpt,
     TrackerOpt,
@@ -29,6 +33,7 @@ from lsp.arguments import (
     parse_duration,
 )
 from lsp.cli.app import app, compress, report
+from lsp.data import glue
 
 
 @app.command(short_help="An encoder and labelled examples to a classifier.")
@@ -36,10 +41,14 @@ def finetune(
     *,
     begin: Annotated[
         str,
-        typer.Option("--from", metavar="RUN|scratch", help="Encoder, or 'scratch' for random weights."),
+        typer.Option("--from", metavar="RUN|HF_DIR|scratch", help="Encoder, or 'scratch' for random weights."),
     ],
-    train: TrainOpt,
-    dev: DevOpt,
+    train: Annotated[Path | None, TRAIN] = None,
+    dev: Annotated[Path | None, DEV] = None,
+    task: TaskOpt = "",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="The folder with the task's files.")
+    ] = None,
     out: OutOpt,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
@@ -55,12 +64,15 @@ def finetune(
     """\b
     lsp finetune --from runs/mini --train train.tsv --dev dev.tsv --out runs/sst2
 
-    Train a classifier on top of an encoder; one sentence or a pair. With
-    --from scratch it starts from random weights and needs --tokenizer.
+    Train a classifier on top of an encoder; one sentence or a pair. --task NAME
+    --data DIR takes the files of a GLUE task instead. With --from scratch it
+    starts from random weights and needs --tokenizer.
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
-    columns = (tuple(text_column), label_column)
-    need(train, dev, code=Exit.DATA)
+    need(train, dev, data, code=Exit.DATA)
+    if task:
+        plan = replace(plan, head=replace(plan.head, problem=glue.task(task).problem))
+    files = labelled_files(train, dev, task, data, (tuple(text_column), label_column))
     need(tokenizer)
     if begin != "scratch":
         need(begin)
@@ -76,7 +88,28 @@ def finetune(
     from lsp.train.options import Options
 
     options = Options(console.Progress(quiet), overwrite, seconds, tracker)
-    return report(verb.run(begin, out, plan, Files(train, dev, columns), tokenizer, options), as_json)
+    return report(verb.run(begin, out, plan, Files(*files), tokenizer, options), as_json)
+
+
+def labelled_files(
+    train: Path | None, dev: Path | None, task: str, data: Path | None, columns: tuple[tuple[str, ...], str]
+) -> tuple[Path, Path, tuple[tuple[str, ...], str], tuple[str, ...] | None]:
+    """The files to train and to measure on, their columns, and the names of the classes where a task knows them."""
+    if task:
+        if data is None or train or dev or columns != ((), ""):
+            raise LspError(
+                "--task knows files and columns itself, and where they are only --data says.",
+                hint=f"Write it as in --task {task} --data DIR, without --train, --dev and columns.",
+            )
+        known = glue.task(task)
+        train, dev = glue.split(data, "train"), glue.split(data, known.dev[0])
+        return train, dev, (known.texts, known.label), known.names or None
+    if data is not None:
+        raise LspError("--data is the folder of a --task.", hint=f"Add --task: {', '.join(glue.TASKS)}.")
+    missing = [option for option, path in (("--train", train), ("--dev", dev)) if path is None]
+    if train is None or dev is None:
+        raise LspError(f"Missing option {' and '.join(missing)}.", hint="Or give --task NAME --data DIR.")
+    return train, dev, columns, None
 
 
 @compress.command(short_help="Int8 weights and activations: smaller and faster.")
@@ -198,6 +231,7 @@ def evaluate(
     data: Annotated[
         Path, typer.Option("--data", metavar="FILE", help="Labelled .tsv, .csv or .jsonl.", show_default=False)
     ],
+    task: TaskOpt = "",
     gates: Annotated[
         list[str],
         typer.Option(
@@ -212,6 +246,16 @@ def evaluate(
         Path | None,
         typer.Option("--errors", metavar="FILE", help="New .jsonl for the wrong ones, the surest first."),
     ] = None,
+    slices: Annotated[
+        list[str],
+        typer.Option(
+            "--slice",
+            metavar="COLUMN",
+            help="Metrics of each group of rows with the same there; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
     as_json: JsonOpt = False,
@@ -221,19 +265,25 @@ def evaluate(
     lsp evaluate --from runs/sst2 --data dev.tsv --min accuracy=0.9
 
     Measure a classifier on labelled examples: metrics with 95 % intervals, each
-    class, what is taken for what. Exits 1 when a --min is missed.
+    class, what is taken for what. With --task NAME, --data may be the folder of a
+    GLUE task. Exits 1 when a --min is missed.
     """
     for gate in gates:
         if not re.fullmatch(r"\w+=[-+]?\d*\.?\d+(e[-+]?\d+)?", gate):
             raise LspError(f"--min {gate} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")
     columns = (tuple(text_column), label_column)
     need(data, code=Exit.DATA)
+    files = [data]
+    if task:
+        known = glue.task(task)
+        columns = (known.texts, known.label)
+        files = [glue.split(data, name) for name in known.dev] if data.is_dir() else files
     need(begin)
     if errors is not None:
         need(errors.parent, code=Exit.USAGE)
     from lsp.commands import evaluate as verb
 
-    measured = verb.run(begin, data, columns, gates, console.Progress(quiet), errors)
+    measured = verb.run(begin, files, columns, gates, console.Progress(quiet), errors, slices)
     report(measured, as_json)
     return Exit.DONE if all(gate["passed"] for gate in measured["gates"]) else Exit.NO
 
@@ -243,6 +293,9 @@ def predict(
     *,
     begin: FromOpt,
     source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
+    top: Annotated[
+        int, typer.Option("--top-k", metavar="N", min=1, help="Only the N likeliest classes, or words.")
+    ] = 0,
     text_column: TextColumnOpt,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
     quiet: QuietOpt = False,
@@ -250,8 +303,8 @@ def predict(
     """\b
     lsp predict --from runs/sst2 reviews.tsv > labels.tsv
 
-    Labels and probabilities on stdout, a row for each row read, in order. An
-    encoder without labels guesses the words behind [MASK].
+    Labels and probabilities on stdout, a row for each row read, in order, then its
+    other columns. An encoder without labels guesses the words behind [MASK].
     """
     if source == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise LspError("There is nothing to read.", hint="Name a file, or pipe one in: lsp predict --from RUN < FILE")
@@ -260,7 +313,8 @@ def predict(
     from lsp.commands import predict as verb
 
     try:
-        verb.run(begin, source, (tuple(text_column), ""), sys.stdout, as_json, progress=console.Progress(quiet))
+        output = verb.Output(sys.stdout, as_json, top)
+        verb.run(begin, source, (tuple(text_column), ""), output, console.Progress(quiet))
         sys.stdout.flush()
     except BrokenPipeError:
         console.hang_up()

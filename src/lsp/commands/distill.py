@@ -34,15 +34,17 @@ def run(
             return held.result()
         teacher = checkpoint.open(start).expect("classes")
         encoder = ModelConfig.from_recipe(recipe.model, teacher.config.vocab_size)
-        config = encoder.classifier(len(teacher.labels), recipe.head.pooling, recipe.head.dropout)
+        problem, classes = teacher.config.problem, teacher.config.classes
+        config = encoder.classifier(classes, recipe.head.pooling, recipe.head.dropout, problem)
         length = min(recipe.data.sequence_length, config.max_length, teacher.config.max_length)
-        sets = labelled.read_sets(files, teacher.tokenizer, length, progress, teacher.labels)
+        how = labelled.Reading(teacher.tokenizer, length, problem)
+        sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
         before = teacher.size() | Classifier(teacher.config).score(teacher.params, sets.dev).summary()
         params = initialise(config, recipe.train.seed)
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-        loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard)
+        loss = distill.match_teacher(graphdef(teacher.config), problem, recipe.distill.temperature, recipe.distill.hard)
         objective = Objective(loss, teacher.params)
         plan = labelled.plan(config, params, objective, sets, recipe, clock, teacher=teacher.config)
         with trackers.opened(options.track, held.path, progress) as followers:

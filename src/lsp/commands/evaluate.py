@@ -1,78 +1,125 @@
 """`lsp evaluate`: metrics of a checkpoint on a file, and gates on them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lsp import LspError, checkpoint, directory, nearest
-from lsp.data import batches, tasks
-from lsp.train import labelled, metrics
+from lsp.data import tasks
+from lsp.recipe import Problem
+from lsp.train import answers, labelled, metrics
 from lsp.train.confusion import Confusion
 from lsp.train.evaluate import Classifier
 
 MOST_CROSSED = 20  # classes of a confusion matrix that is shown
+MOST_GROUPS = 50  # of a slice
 LABEL = "label \\ guess"
 
 
 def run(
     start: Path,
-    data: Path,
+    data: Sequence[Path],
     columns: labelled.Columns,
     gates: list[str],
     progress: Any,
     errors: Path | None = None,
+    slices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Metrics with 95 % intervals, speed, what became of each class, and for each gate whether it holds.
 
-    The examples that are labelled wrongly go to `errors`, a JSON object a line, those first that the model was most
-    sure of. Raises LspError (exit 2) when there is a file of another kind already.
+    All of that is of the first file; the metrics of the others stand beside its, under the ends of their names. The
+    examples that are labelled wrongly go to `errors`, a JSON object a line, those first that the model was most sure
+    of. For each group of examples that have the same in a column of `slices` there are metrics too. Raises LspError
+    (exit 2) when there is a file of another kind already.
     """
     wanted = [_gate(gate) for gate in gates]
     if errors is not None and errors.exists() and not _holds_errors(errors):
         raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
     base = checkpoint.open(start).expect("classes")
-    table = tasks.read(data, text_columns=columns[0], label_column=columns[1], labels=base.labels)
-    examples = batches.Examples(table, base.tokenizer, base.config.max_length)
+    how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
+    table, examples = labelled.read(data[0], columns, base.labels, how, slices)
     progress.say(f"evaluating {len(examples)} examples")
-    scores = Classifier(base.config).score(base.params, examples)
-    counted = Confusion.of(examples.labels, scores.logits.argmax(1), len(base.labels))
+    classifier = Classifier(base.config)
+    scores = classifier.score(base.params, examples)
+    found = dict(scores.metrics)
+    for other in data[1:]:
+        also = classifier.score(base.params, labelled.read(other, columns, base.labels, how)[1]).metrics
+        found |= {f"{other.name.partition('.')[0].rpartition('_')[2]}_{name}": value for name, value in also.items()}
+    problem, logits, labels = base.config.problem, scores.logits, examples.labels
     if errors is not None:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, scores.logits)]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, problem, logits, labels)]
         directory.write_atomically(errors, "".join(lines))
-    return {
+    result: dict[str, Any] = {
         "command": "evaluate",
         "from": str(start),
-        "data": str(data),
+        "data": str(data[0]),
         "status": "complete",
-        "metrics": scores.metrics,
-        "intervals": counted.intervals(),
-        "calibration_error": metrics.calibration_error(scores.logits, examples.labels),
+        "metrics": found,
+        "intervals": metrics.intervals(problem, logits, labels),
         "examples": len(examples),
         "examples_per_second": scores.examples_per_second,
-        "classes": counted.by_class(base.labels),
-        "confusion": _crossed(counted, base.labels),
-        "gates": [_judged(name, minimum, scores.metrics) for name, minimum in wanted],
     }
+    if problem == "single_label":
+        counted = Confusion.of(labels, logits.argmax(1), len(base.labels))
+        result["calibration_error"] = metrics.calibration_error(logits, labels)
+        result |= {"classes": counted.by_class(base.labels), "confusion": _crossed(counted, base.labels)}
+    elif problem == "multi_label":
+        result["classes"] = metrics.by_class(logits, labels, base.labels)
+    if slices:
+        result["slices"] = [
+            row for name in slices for row in _sliced(name, table.groups[name], problem, logits, labels)
+        ]
+        for row in result["slices"]:
+            if row["behind"]:
+                progress.warn(f"{row['slice']} falls behind: {row['metric']} {row['value']:.3f} of {row['examples']}")
+    return result | {"gates": [_judged(name, minimum, found) for name, minimum in wanted]}
 
 
-def wrong(table: tasks.Table, logits_NC: np.ndarray) -> list[dict[str, Any]]:
-    """The rows whose guess is not their label, by falling probability of the guess."""
-    sure_N = metrics.probabilities(logits_NC).max(1)
-    guesses_N, labels_N = logits_NC.argmax(1), np.asarray(table.labels)
-    missed = np.flatnonzero(guesses_N != labels_N)
-    return [
-        {
-            "label": table.names[labels_N[row]],
-            "guess": table.names[guesses_N[row]],
-            "probability": round(float(sure_N[row]), 6),
-            "row": int(row) + 1,
-            "text": table.texts[row][0] if len(table.texts[row]) == 1 else list(table.texts[row]),
+def _sliced(
+    column: str, cells: Sequence[str], problem: Problem, logits: np.ndarray, labels: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    """A row for each group, the largest first. One falls behind where all of its 95 % interval is under what holds for
+    all examples."""
+    names, place, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    whole = metrics.measured(problem, logits, labels)
+    metric = next(iter(whole))  # the one that people ask for first
+    for group in np.argsort(-counts, kind="stable")[:MOST_GROUPS]:
+        rows = place == group
+        value = metrics.measured(problem, logits[rows], labels[rows])[metric]
+        low, high = metrics.intervals(problem, logits[rows], labels[rows])[metric]
+        yield {
+            "slice": f"{column} = {names[group]}",
+            "examples": int(counts[group]),
+            "metric": metric,
+            "value": value,
+            "low": low,
+            "high": high,
+            "behind": bool(high < whole[metric]),
         }
-        for row in missed[np.argsort(-sure_N[missed], kind="stable")]
-    ]
+
+
+def wrong(table: tasks.Table, problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    """The rows whose guess is not their label, by falling probability of the guess; of numbers, by falling distance."""
+    rows = []
+    for row, guess in enumerate(answers.of(problem, table.names, logits_NC)):
+        label = _named(problem, table.names, labels[row])
+        if guess["label"] == label:
+            continue
+        text = table.texts[row][0] if len(table.texts[row]) == 1 else list(table.texts[row])
+        sure = abs(guess["label"] - label) if problem == "regression" else guess["probability"]
+        missed = {"label": label, "guess": guess["label"]}
+        missed |= {} if problem == "regression" else {"probability": sure}
+        rows.append((sure, missed | {"row": row + 1, "text": text}))
+    return [row for _, row in sorted(rows, key=lambda each: -each[0])]
+
+
+def _named(problem: Problem, names: Sequence[str], label: Any) -> Any:
+    if problem == "regression":
+        return round(float(label), 6)
+    return names[label] if problem == "single_label" else [names[c] for c in np.flatnonzero(label).tolist()]
 
 
 def _holds_errors(path: Path) -> bool:
@@ -80,7 +127,7 @@ def _holds_errors(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
-        return not first or {"label", "guess", "probability", "row", "text"} == json.loads(first).keys()
+        return not first or {"label", "guess", "row", "text"} == json.loads(first).keys() - {"probability"}
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -13,7 +13,7 @@ from lsp.model.encoder import initialise
 from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.loop import fit
-from lsp.train.objectives import Objective, classification
+from lsp.train.objectives import LABELS, Objective
 from lsp.train.options import Options
 
 SCRATCH = "scratch"
@@ -39,14 +39,17 @@ def run(
         words = base.tokenizer if base else _tokenizer(tokenizer)
         encoder = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
         length = min(recipe.data.sequence_length, encoder.max_length)
-        sets = labelled.read_sets(files, words, length, progress)
-        config = encoder.classifier(len(sets.names), recipe.head.pooling, recipe.head.dropout)
+        sets = labelled.read_sets(files, labelled.Reading(words, length, recipe.head.problem), progress)
+        head = recipe.head
+        labelled.weigh(sets.train, head)
+        config = encoder.classifier(max(1, len(sets.names)), head.pooling, head.dropout, head.problem)
         params = initialise(config, recipe.train.seed)
         if base is not None:
             # The old classifier goes on only if it spoke of the same labels.
-            kept = {part for part in base.params if part != "classifier" or tuple(base.labels) == sets.names}
+            same = tuple(base.labels) == sets.names and base.config.problem == head.problem
+            kept = {part for part in base.params if part != "classifier" or same}
             params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
-        plan = labelled.plan(config, params, Objective(classification), sets, recipe, clock)
+        plan = labelled.plan(config, params, Objective(LABELS[head.problem]), sets, recipe, clock)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         return checkpoint.finish(

@@ -4,14 +4,14 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from lsp import Exit, LspError, checkpoint
 from lsp.data import batches, tasks
 from lsp.data.tokenizer import CLS, MASK, SEP
-from lsp.train import labelled, metrics
+from lsp.train import answers, labelled
 from lsp.train.evaluate import Classifier, MaskedWords
 
 CHUNK = 256  # rows read before the first is answered; inside, rows of like length share a batch
@@ -19,41 +19,46 @@ GUESSES = 5
 Row = dict[str, Any]
 
 
-def run(start: Path, source: str, columns: labelled.Columns, output: TextIO, as_json: bool, progress: Any) -> None:
+class Output(NamedTuple):
+    """Where rows go, and in which form; `top` counts the classes, or words, whose probability is told."""
+
+    file: TextIO
+    as_json: bool
+    top: int = 0
+
+
+def run(start: Path, source: str, columns: labelled.Columns, output: Output, progress: Any) -> None:
     """Writes one line for each row of `source`, in order, holding `CHUNK` rows at a time."""
     base = checkpoint.open(start).expect("classes", "words")
-    answer = _labels(base) if base.config.head == "classes" else _words(base)
+    answer = _labels(base, output.top) if base.config.head == "classes" else _words(base, output.top or GUESSES)
     rows = tasks.stream(source, columns[0])
     with progress.task("predicting", None) as task:
         for done in itertools.count(0, CHUNK):
-            texts = list(itertools.islice(rows, CHUNK))
-            if not texts:
+            chunk = list(itertools.islice(rows, CHUNK))
+            if not chunk:
                 break
-            for row in answer(texts):
-                output.write((json.dumps(row, ensure_ascii=False) if as_json else _tsv(row)) + "\n")
-            output.flush()
-            task.update(done + len(texts))
+            for row, (_, others) in zip(answer([texts for texts, _ in chunk]), chunk, strict=True):
+                row |= {"columns": others} if others else {}
+                output.file.write((json.dumps(row, ensure_ascii=False) if output.as_json else _tsv(row)) + "\n")
+            output.file.flush()
+            task.update(done + len(chunk))
 
 
-def _labels(base: checkpoint.Checkpoint) -> Any:
-    classifier = Classifier(base.config)
+def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
+    classifier, problem = Classifier(base.config), base.config.problem
 
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         examples = batches.Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
-        logits = classifier.logits(base.params, examples)
-        for row, text in zip(metrics.probabilities(logits), texts, strict=True):
-            best = int(row.argmax())
-            probabilities = {name: round(float(value), 6) for name, value in zip(base.labels, row, strict=True)}
-            yield {"label": base.labels[best], "probability": probabilities[base.labels[best]]} | {
-                "probabilities": probabilities,
-                "text": text[0] if len(text) == 1 else list(text),
-            }
+        found = answers.of(problem, base.labels, classifier.logits(base.params, examples), top)
+        for row, text, length in zip(found, texts, examples.lengths, strict=True):
+            cut = {"truncated": True} if length == base.config.max_length and examples.cut else {}
+            yield row | {"text": text[0] if len(text) == 1 else list(text)} | cut
 
     return answer
 
 
-def _words(base: checkpoint.Checkpoint) -> Any:
-    guesser = MaskedWords(base.config, GUESSES)
+def _words(base: checkpoint.Checkpoint, top: int) -> Any:
+    guesser = MaskedWords(base.config, min(top, base.config.vocab_size))
 
     def encode(text: str) -> np.ndarray:
         parts = [part.rstrip() for part in text.split("[MASK]")]
@@ -85,12 +90,17 @@ def _words(base: checkpoint.Checkpoint) -> Any:
 
 
 def _tsv(row: Row) -> str:
-    """Label, probability, text; or for each mask its guesses. Tabs and line ends inside a text become spaces."""
-    text = row["text"] if isinstance(row["text"], str) else "\t".join(row["text"])
+    """Label, probability, text, other columns; or for each mask its guesses. Several labels have commas between them.
+    Tabs and line ends inside a cell become spaces."""
     if "label" in row:
-        return f"{_cell(row['label'])}\t{row['probability']:.4f}\t{text.replace(chr(10), ' ')}"
-    guesses = " | ".join(" ".join(f"{piece}:{p:.3f}" for piece, p in mask.items()) for mask in row["guesses"])
-    return f"{_cell(guesses)}\t{_cell(text)}"
+        label = row["label"]
+        cells = [",".join(label) if isinstance(label, list) else str(label)]
+        cells += [f"{row['probability']:.4f}"] if "probability" in row else []
+    else:
+        cells = [" | ".join(" ".join(f"{piece}:{p:.3f}" for piece, p in mask.items()) for mask in row["guesses"])]
+    cells += [row["text"]] if isinstance(row["text"], str) else row["text"]
+    cells += [each if isinstance(each, str) else json.dumps(each) for each in row.get("columns", {}).values()]
+    return "\t".join(map(_cell, cells))
 
 
 def _cell(text: str) -> str:

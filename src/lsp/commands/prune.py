@@ -1,5 +1,6 @@
 """`lsp compress prune`: zeros in the encoder's matrices, with training that recovers what they cost."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
-from lsp.train.objectives import Objective, classification
+from lsp.train.objectives import LABELS, Objective
 from lsp.train.options import Options
 
 
@@ -33,15 +34,16 @@ def run(
         if held.complete:
             return held.result()
         base = checkpoint.open(start).expect("classes")
-        config = base.config.classifier(len(base.labels), base.config.pooling, recipe.head.dropout)
-        sets = labelled.read_sets(files, base.tokenizer, recipe.data.sequence_length, progress, base.labels)
+        config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
+        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, config.problem)
+        sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
         steps = labelled.counted(recipe.train, len(sets.train)).steps
         classifier = Classifier(config)
         before = base.size() | classifier.score(base.params, sets.dev).summary()
         plan = labelled.plan(
             config,
             dequantize(base.params),
-            Objective(classification),
+            Objective(LABELS[config.problem]),
             sets,
             recipe,
             clock,

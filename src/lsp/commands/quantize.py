@@ -32,7 +32,8 @@ def run(
         before: dict[str, Any] = base.size()
         after: dict[str, Any] = {}
         if dev is not None:
-            examples = labelled.read(dev, columns, base.tokenizer, base.config.max_length, base.labels)
+            how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
+            _, examples = labelled.read(dev, columns, base.labels, how)
             classifier = Classifier(base.config)
             progress.say("measuring before and after")
             before |= classifier.score(base.params, examples).summary()

@@ -19,7 +19,7 @@ from lsp.train import mesh as meshes
 from lsp.train.blackbox import Box
 from lsp.train.compiled import build, policies
 from lsp.train.metrics import value
-from lsp.train.objectives import Objective, classification, masked_lm, masked_lm_of_pairs
+from lsp.train.objectives import LABELS, Objective, masked_lm, masked_lm_of_pairs
 from lsp.train.step import Signals, begin
 
 WORST = 5  # texts that are shown
@@ -31,7 +31,7 @@ def run(place: Path, progress: Any) -> dict[str, Any]:
     `exact` says whether loss and gradient norm are those of the run, bit for bit; on other devices they may not be.
     """
     box = blackbox.read(place)
-    facts, objectives = box.facts, {loss.__name__: loss for loss in (masked_lm, masked_lm_of_pairs, classification)}
+    facts, objectives = box.facts, {loss.__name__: loss for loss in (masked_lm, masked_lm_of_pairs, *LABELS.values())}
     if facts["objective"] not in objectives:
         raise LspError(
             f"{place} is of a distillation, whose teacher is not in the box.", hint="Its texts are in box.json."

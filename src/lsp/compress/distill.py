@@ -15,15 +15,19 @@ from flax import nnx
 from lsp.compress.quantize import dequantize
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
+from lsp.recipe import Problem
 from lsp.train.metrics import Mean
-from lsp.train.objectives import Batch, Loss
+from lsp.train.objectives import JUDGES, Batch, Loss
 
 Tree = dict[Any, Any]
 
 
-def match_teacher(teacher_graphdef: Any, temperature: float, hard: float) -> Loss:
+def match_teacher(teacher_graphdef: Any, problem: Problem, temperature: float, hard: float) -> Loss:
     """The loss `(1 - hard) · T² · KL(teacher ‖ student) + hard · cross-entropy`, both softened by T = `temperature`
     in the first part; T² keeps its gradients at the size they have for T = 1.
+
+    Where an example may have several classes, both parts are of each class by itself, the mean over classes; of
+    numbers they are squared errors, from the teacher's number and from the label, and nothing is softened.
 
     `frozen` is the teacher's parameters (float or `Int8`); its forward runs inside the step, without dropout. Rows of
     weight 0 count nothing. Metrics: accuracy, and how often the student's guess is the teacher's.
@@ -34,23 +38,33 @@ def match_teacher(teacher_graphdef: Any, temperature: float, hard: float) -> Los
         inputs = batch["tokens"], batch["segments"], batch["types"]
         teacher_BC = jax.lax.stop_gradient(teacher.classify(*inputs))
         logits_BC = model.classify(*inputs, key=key)
-        wanted_BC = jax.nn.log_softmax(teacher_BC / temperature)
-        found_BC = jax.nn.log_softmax(logits_BC / temperature)
-        soft_B = temperature**2 * (jnp.exp(wanted_BC) * (wanted_BC - found_BC)).sum(-1)
-        hard_B = optax.softmax_cross_entropy_with_integer_labels(logits_BC, batch["labels"])
-        weights_B, guesses_B = batch["weights"], logits_BC.argmax(-1)
-        count = weights_B.sum()
-
-        def mean(values_B: jax.Array) -> Mean:
-            return Mean((values_B.astype(jnp.float32) * weights_B).sum(), count)
-
-        metrics = {
-            "accuracy": mean(guesses_B == batch["labels"]),
-            "agreement": mean(guesses_B == teacher_BC.argmax(-1)),
-        }
-        return mean((1 - hard) * soft_B + hard * hard_B), metrics
+        soft_B, alike_B = _matched(problem, logits_BC, teacher_BC, temperature)
+        weights_B, count = batch["weights"], batch["weights"].sum()
+        labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B)
+        metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
+        return Mean((1 - hard) * (soft_B * weights_B).sum() + hard * labelled.total, count), metrics
 
     return loss
+
+
+def _matched(
+    problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """How far each answer is from the teacher's, and how alike the guesses are: float32 [B] each."""
+    if problem == "regression":
+        apart_B = jnp.square(logits_BC - teacher_BC)[:, 0]
+        return apart_B, -apart_B
+    if problem == "multi_label":
+        wanted_BC = jax.nn.sigmoid(teacher_BC / temperature)
+        cross_BC, own_BC = (
+            optax.sigmoid_binary_cross_entropy(of / temperature, wanted_BC) for of in (logits_BC, teacher_BC)
+        )
+        alike_B = ((logits_BC > 0) == (teacher_BC > 0)).all(-1)
+        return temperature**2 * (cross_BC - own_BC).mean(-1), alike_B.astype(jnp.float32)
+    wanted_BC = jax.nn.log_softmax(teacher_BC / temperature)
+    found_BC = jax.nn.log_softmax(logits_BC / temperature)
+    alike_B = logits_BC.argmax(-1) == teacher_BC.argmax(-1)
+    return temperature**2 * (jnp.exp(wanted_BC) * (wanted_BC - found_BC)).sum(-1), alike_B.astype(jnp.float32)
 
 
 def student(

@@ -23,6 +23,7 @@ from lsp.data.masking import Draw, Rates, mask, single_tokens, slots_for, slots_
 from lsp.data.shards import Rows, Subset, segments
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
+from lsp.recipe import Problem
 
 if TYPE_CHECKING:
     from grain import MapDataset
@@ -190,16 +191,20 @@ class Examples:
     """A table as tokens: `[CLS] a [SEP]`, or `[CLS] a [SEP] b [SEP]` (with two [SEP] between the texts where the
     tokenizer has it so), at most `sequence_length` long.
 
-    `labels` is int32 [N], zeros when the table has none, `lengths` [N] counts tokens, and `cut` examples that were
-    too long; of a pair the longer text is cut first.
+    `labels` is int32 [N] classes, float32 [N, C] ones for the classes of an example that may have several, or float32
+    [N] numbers, as `problem` says; zeros when the table has none. `lengths` [N] counts tokens, and `cut` examples that
+    were too long; of a pair the longer text is cut first.
     """
 
-    def __init__(self, table: Table, tokenizer: Tokenizer, sequence_length: int) -> None:
+    def __init__(
+        self, table: Table, tokenizer: Tokenizer, sequence_length: int, problem: Problem = "single_label"
+    ) -> None:
         encoded = [tokenizer.encode_arrays(column) for column in zip(*table.texts, strict=True)]
         ends = [*[tokenizer.between] * (len(encoded) - 1), (SEP,)]
         room = sequence_length - 1 - sum(map(len, ends))
         self.sequence_length, self.cut, self.decode = sequence_length, 0, tokenizer.decode
-        self.labels = np.array(table.labels or [0] * len(table.texts), np.int32)
+        self.labels = _labels(table, problem)
+        self.weights = np.ones(len(table.texts), np.float32)  # of the examples, in training
         self.tokens: list[np.ndarray] = []
         seconds: list[int] = []
         for texts in zip(*encoded, strict=True):
@@ -229,9 +234,19 @@ class Examples:
             "tokens": tokens,
             "segments": (tokens != PAD).astype(np.int32),
             "types": types,
-            "labels": np.pad(self.labels[chosen], (0, missing)),
-            "weights": np.pad(np.ones(len(chosen), np.float32), (0, missing)),
+            "labels": np.pad(self.labels[chosen], [(0, missing), (0, 0)][: self.labels.ndim]),
+            "weights": np.pad(self.weights[chosen], (0, missing)),
         }
+
+
+def _labels(table: Table, problem: Problem) -> np.ndarray:
+    if problem != "multi_label":
+        kind = np.float32 if problem == "regression" else np.int32
+        return np.array(table.labels or [0] * len(table.texts), kind)
+    marks = np.zeros((len(table.texts), len(table.names)), np.float32)
+    for row, held in enumerate(table.labels):
+        marks[row, held] = 1
+    return marks
 
 
 def labelled(examples: Examples, *, batch_size: int, seed: int) -> "MapDataset":

@@ -6,13 +6,15 @@ usual, JSONL has an object a line, and plain text, which has no labels, a text a
 
 import csv
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lsp import Exit, LspError, nearest
 from lsp.data import text
+from lsp.recipe import Problem
 
 # Columns found without being named, in this order; compared without case.
 PAIRS = (
@@ -27,11 +29,13 @@ LONGEST_CELL = 64 << 20  # characters of a CSV cell
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one text or two, the class of each as an index into `names`; `labels` is empty for unlabelled data."""
+    """Rows of one text or two. A label is the place of a class in `names`, a list of such places where an example may
+    have several, or a number where there are no names; unlabelled data has none."""
 
     texts: list[tuple[str, ...]]
-    labels: list[int]
+    labels: list[Any]
     names: tuple[str, ...]
+    groups: dict[str, list[str]] = field(default_factory=dict)  # cells of the columns that were asked for besides
 
 
 def read(
@@ -39,38 +43,50 @@ def read(
     text_columns: Sequence[str] = (),
     label_column: str = "",
     labels: Sequence[str] | None = None,
-    require_labels: bool = True,
+    problem: Problem = "single_label",
+    slices: Sequence[str] = (),
 ) -> Table:
     """The table in a file (`-` is standard input).
 
     Columns are known by their usual names, or given: a name, or a number from 1 where there is no header. `labels`
-    are the classes there must be; without them the file's own, sorted (as numbers where they are). With
-    `require_labels` off, labels are not read. Raises LspError (exit 3, or 2 for a column option) naming the line.
+    are the classes there must be, which a file may also call by their numbers from 0; without them the file's own,
+    sorted (as numbers where they are). `slices` are columns to keep as `groups`. Raises LspError (exit 3, or 2 for a
+    column option) naming the line.
     """
     path = str(path)
-    columns, rows = _table(path, tuple(text_columns), label_column, require_labels)
+    columns, rows = _table(path, tuple(text_columns), label_column, labelled=True)
     if columns is None:
         raise _bad(f"{text.title(path)} is empty.", "Give a file with a row for each example.")
     texts: list[tuple[str, ...]] = []
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, Any]] = []
+    groups: dict[str, list[str]] = {name: [] for name in slices}
     for where, row in rows:
         texts.append(columns.read_texts(row, where))
-        if require_labels:
-            found.append((where, columns.read_label(row, where)))
+        found.append((where, columns.label_of(row, where)))
+        for name, cells in groups.items():
+            cells.append(columns.cell(row, name, where))
     if not texts:
         raise _bad(f"{text.title(path)} has a header and no rows.", "Give a file with a row for each example.")
-    if not require_labels:
-        return Table(texts, [], tuple(labels or ()))
-    names = tuple(labels) if labels is not None else _names(path, [name for _, name in found])
-    return Table(texts, _indices(found, names), names)
+    called = _called(columns.label or 0)
+    if problem == "regression":
+        return Table(texts, [_number(value, f"{where}: {called}") for where, value in found], (), groups)
+    several = problem == "multi_label"
+    named = [
+        (where, [_label(each, f"{where}: {called}") for each in (_several(value) if several else [value])])
+        for where, value in found
+    ]
+    names = tuple(labels) if labels is not None else _names(path, [each for _, held in named for each in held])
+    indices = _indices(named, names)
+    return Table(texts, indices if several else [index for (index,) in indices], names, groups)
 
 
-def stream(path: str, text_columns: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """The texts of a file row by row, for predicting; nothing but the current row is held. Errors as `read`."""
+def stream(path: str, text_columns: Sequence[str] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """The texts of a file row by row, and what else a row holds, by the names of columns (numbers from 1 where there is
+    no header). Nothing but the current row is held. Errors as `read`."""
     columns, rows = _table(path, tuple(text_columns), "", labelled=False)
     for where, row in rows:
         assert columns is not None
-        yield columns.read_texts(row, where)
+        yield columns.read_texts(row, where), columns.others(row)
 
 
 @dataclass(frozen=True)
@@ -80,13 +96,30 @@ class _Columns:
     texts: tuple[str | int, ...]
     label: str | int | None
     headed: bool  # the first row holds names
+    names: tuple[str, ...] = ()  # of all columns that are no objects' keys
 
     def read_texts(self, row: Any, where: str) -> tuple[str, ...]:
         return tuple(text.string(_cell(row, name, where), f"{where}: {_called(name)}") for name in self.texts)
 
-    def read_label(self, row: Any, where: str) -> str:
+    def label_of(self, row: Any, where: str) -> Any:
+        """The cell with the label."""
         assert self.label is not None
-        return _label(_cell(row, self.label, where), f"{where}: {_called(self.label)}")
+        return _cell(row, self.label, where)
+
+    def others(self, row: Any) -> dict[str, Any]:
+        """What a row holds besides its texts."""
+        if isinstance(row, Mapping):
+            return {str(name): value for name, value in row.items() if name not in self.texts}
+        return {name: row[index] for index, name in enumerate(self.names) if index not in self.texts}
+
+    def cell(self, row: Any, name: str, where: str) -> str:
+        """A cell of another column. Raises LspError (exit 2) where there is none."""
+        cells = row if isinstance(row, Mapping) else dict(zip(self.names, row, strict=True))
+        if name not in cells:
+            raise LspError(
+                f"{where}: there is no column {name}.{nearest(name, cells)}", hint=f"There are: {_shown([*cells])}."
+            )
+        return str(cells[name])
 
 
 def _table(
@@ -120,7 +153,7 @@ def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled:
     usual = _usual_texts(header)
     text_a_line = text.kind(path) == ".txt" or (len(names) == 1 and not keyed)
     if text_a_line and not (texts or usual or labelled):
-        return _Columns((0,), None, False)
+        return _Columns((0,), None, False, ("1",))
     headed = keyed or bool(usual) or any(name and not name.isdigit() for name in (*texts, label))
     if labelled and not label and headed:
         label = next((name for name in LABELS if name in header), "")
@@ -147,6 +180,7 @@ def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled:
         tuple(place(name, "--text-column") for name in texts or usual),
         place(label, "--label-column") if labelled else None,
         headed and not keyed,
+        tuple(names if headed else map(str, range(1, len(names) + 1))),
     )
 
 
@@ -230,13 +264,34 @@ def _names(path: str, found: list[str]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=int) if numeric else sorted(counts))
 
 
-def _indices(found: list[tuple[str, str]], names: tuple[str, ...]) -> list[int]:
+def _several(value: Any) -> list[Any]:
+    """The names in a cell: a list of a record's, or with commas between. None is no label at all."""
+    return value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()]
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise _bad(
+            f"{where} is {str(value)[:40]!r}, not a number.", "With head.problem = regression labels are numbers."
+        )
+    return number
+
+
+def _indices(found: list[tuple[str, list[str]]], names: tuple[str, ...]) -> list[list[int]]:
+    """The places of names. Where no class is called by a number, a number is the place of a class."""
     index = {name: number for number, name in enumerate(names)}
-    for where, name in found:
-        if name not in index:
-            message = f"{where}: label {name!r} is unknown.{nearest(name, names)}"
-            raise _bad(message, f"The labels are: {_shown(names)}.")
-    return [index[name] for _, name in found]
+    if not any(name.isdecimal() for name in names):
+        index |= {str(number): number for number in range(len(names))}
+    for where, held in found:
+        for name in held:
+            if name not in index:
+                message = f"{where}: label {name!r} is unknown.{nearest(name, names)}"
+                raise _bad(message, f"The labels are: {_shown(names)}.")
+    return [[index[name] for name in held] for _, held in found]
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -11,8 +11,14 @@ from lsp import Exit, LspError, nearest
 from lsp.data.published import Published
 from lsp.deploy.families import BERT, DISTILBERT, FAMILIES, MODERNBERT, Family
 from lsp.model.config import Activation, Layer, ModelConfig
+from lsp.recipe import Problem
 
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+PROBLEMS: dict[Problem, str] = {
+    "single_label": "single_label_classification",
+    "multi_label": "multi_label_classification",
+    "regression": "regression",
+}
 MOST_LAYERS = 1024
 EPSILON = 1e-12  # of DistilBERT's norms, which its config does not say
 
@@ -96,8 +102,19 @@ def read(table: Table, family: Family) -> ModelConfig:
     return config
 
 
+def problem(table: Table, names: Sequence[str]) -> Problem:
+    """What the labels are: of one output, numbers, unless the config says otherwise. Raises LspError (exit 4)."""
+    kind = table.only("problem_type", None, *PROBLEMS.values())
+    found: Problem = next((name for name, theirs in PROBLEMS.items() if theirs == kind), "single_label")
+    if kind is None and len(names) == 1:
+        found = "regression"
+    if (len(names) == 1) != (found == "regression"):
+        raise table.wrong(f"{len(names)} labels do not make a {found} problem")
+    return found
+
+
 def labels(table: Table) -> tuple[str, ...]:
-    """The names of the classes, in order. Raises LspError (exit 4)."""
+    """The names of the outputs, in order. Raises LspError (exit 4)."""
     names = table.values.get("id2label")
     if names is None:
         names = {str(index): f"LABEL_{index}" for index in range(table.whole("num_labels", 2))}
@@ -128,10 +145,11 @@ def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple
     if config.preset == "modern":
         table |= {f"{name}_token_id": ids[role] for name, role in
                   (("cls", "cls"), ("bos", "cls"), ("sep", "sep"), ("eos", "sep"))}  # fmt: skip
-    if labels:
-        names = {str(index): name for index, name in enumerate(labels)}
-        table |= {"id2label": names, "label2id": {name: index for index, name in enumerate(labels)}}
-        table["problem_type"] = "single_label_classification"
+    if config.head == "classes":
+        names = labels or ["LABEL_0"]
+        table |= {"id2label": {str(index): name for index, name in enumerate(names)}}
+        table |= {"label2id": {name: index for index, name in enumerate(names)}}
+        table["problem_type"] = PROBLEMS[config.problem]
     return family, table
 
 

@@ -96,7 +96,10 @@ def read(path: Path) -> Imported:
         prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors.names) else ""
         head = _head(family, prefix, tensors)
         labels = configs.labels(table) if head.kind == "classes" else ()
-        config, words = _with_head(config, head, labels), _tokenizer(path, config)
+        config, words = _with_head(config, head, len(labels)), _tokenizer(path, config)
+        if labels:
+            config = dataclasses.replace(config, problem=configs.problem(table, labels))
+            labels = () if config.problem == "regression" else labels
         wanted = shapes_by_name(config)
         linked = [*links({ours: prefixed(prefix, theirs) for ours, theirs in family.encoder.items()}, wanted)]
         linked += links(head.names, wanted)
@@ -254,11 +257,10 @@ def _refuse_loss(model: Model, out: Path) -> None:
         )
 
 
-def _with_head(config: ModelConfig, head: Head, labels: tuple[str, ...]) -> ModelConfig:
-    classes = len(labels) or 2 * head.paired
+def _with_head(config: ModelConfig, head: Head, classes: int) -> ModelConfig:
     if config.preset == "bert":
         config = dataclasses.replace(config, pooling="cls" if "pooler" in head.names else "mean")
-    return dataclasses.replace(config, head=head.kind, classes=classes)
+    return dataclasses.replace(config, head=head.kind, classes=classes or 2 * head.paired)
 
 
 def prefixed(prefix: str, names: str) -> str:

@@ -17,6 +17,7 @@ KINDS = {
     "preset": Preset,
     "head": HeadKind,
     "pooling": Pooling,
+    "problem": recipes.Problem,
     "activation": Activation,
     "pooler_activation": PoolerActivation,
 }
@@ -62,6 +63,7 @@ class ModelConfig:
     classes: int = 0
     pooling: Pooling = "mean"
     dropout: float = 0.0
+    problem: recipes.Problem = "single_label"
     types: int = PRESET
     epsilon: float = PRESET
     activation: Activation = PRESET
@@ -104,11 +106,19 @@ class ModelConfig:
         pooling: Pooling = "cls" if next_sentence else "mean"
         return dataclasses.replace(self, head="words", classes=2 if next_sentence else 0, pooling=pooling)
 
-    def classifier(self, classes: int, pooling: Pooling | Literal["auto"], dropout: float) -> "ModelConfig":
+    def classifier(
+        self,
+        classes: int,
+        pooling: Pooling | Literal["auto"],
+        dropout: float,
+        problem: recipes.Problem = "single_label",
+    ) -> "ModelConfig":
         """The same encoder with a classifier head. `auto` is what its pooler reads, and the mean if it has none."""
         if pooling == "auto":
             pooling = self.pooling if self.classes or self.head == "pooler" else "mean"
-        return dataclasses.replace(self, head="classes", classes=classes, pooling=pooling, dropout=dropout)
+        return dataclasses.replace(
+            self, head="classes", classes=classes, pooling=pooling, dropout=dropout, problem=problem
+        )
 
     def check(self) -> None:
         """Raises ValueError for what no model can be."""

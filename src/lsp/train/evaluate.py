@@ -55,7 +55,7 @@ class Classifier:
     """Logits of labelled or unlabelled examples, in batches of like length. Reusable, so nothing compiles twice."""
 
     def __init__(self, config: ModelConfig, batch_size: int = 32) -> None:
-        self.classes, self.batch_size = config.classes, batch_size
+        self.classes, self.problem, self.batch_size = config.classes, config.problem, batch_size
         self.forward = Forward(config, lambda model, b: model.classify(b["tokens"], b["segments"], b["types"]))
 
     def logits(self, params: Any, examples: batches.Examples) -> np.ndarray:
@@ -71,7 +71,7 @@ class Classifier:
         self.forward.seconds = 0.0
         logits = self.logits(params, examples)
         rate = len(examples) / self.forward.seconds if self.forward.seconds else 0.0
-        return Scores(metrics.classification(logits, np.asarray(examples.labels)), logits, rate)
+        return Scores(metrics.measured(self.problem, logits, examples.labels), logits, rate)
 
 
 class Pretraining:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 
 from lsp import LspError
@@ -27,6 +29,7 @@ class Files(NamedTuple):
     train: Path
     dev: Path
     columns: Columns = ((), "")
+    names: tuple[str, ...] | None = None  # the classes, where they are not to be learnt from the training file
 
     def digests(self) -> dict[str, str]:
         """What the files held when a run began."""
@@ -42,26 +45,41 @@ class Sets:
     names: tuple[str, ...]
 
 
-def read(path: Path, columns: Columns, words: Tokenizer, length: int, names: tuple[str, ...]) -> batches.Examples:
-    """Examples of a file whose labels are `names`; cut to `length` tokens. Raises LspError (exit 3)."""
-    table = tasks.read(path, text_columns=columns[0], label_column=columns[1], labels=names)
-    return batches.Examples(table, words, length)
+class Reading(NamedTuple):
+    """How examples are read: with which tokenizer, cut to how many tokens, and what a label is."""
+
+    words: Tokenizer
+    length: int
+    problem: recipes.Problem = "single_label"
 
 
-def read_sets(
-    files: Files,
-    words: Tokenizer,
-    length: int,
-    progress: Any,
-    names: tuple[str, ...] | None = None,
-) -> Sets:
-    """Both files. The label names come from the training file unless given. Raises LspError (exit 3)."""
-    texts, label = files.columns
-    table = tasks.read(files.train, text_columns=texts, label_column=label, labels=names)
-    examples = batches.Examples(table, words, length)
+def read(
+    path: Path, columns: Columns, names: tuple[str, ...] | None, how: Reading, slices: Sequence[str] = ()
+) -> tuple[tasks.Table, batches.Examples]:
+    """A file, and its examples. Its labels are `names`, or its own where that is None. Raises LspError (exit 3)."""
+    table = tasks.read(
+        path, text_columns=columns[0], label_column=columns[1], labels=names, problem=how.problem, slices=slices
+    )
+    return table, batches.Examples(table, *how)
+
+
+def read_sets(files: Files, how: Reading, progress: Any) -> Sets:
+    """Both files. Raises LspError (exit 3)."""
+    table, examples = read(files.train, files.columns, files.names, how)
     if examples.cut:
-        progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {length} tokens")
-    return Sets(examples, read(files.dev, files.columns, words, length, table.names), table.names)
+        progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
+    return Sets(examples, read(files.dev, files.columns, table.names, how)[1], table.names)
+
+
+def weigh(examples: batches.Examples, head: recipes.NewHead) -> None:
+    """Makes every class weigh as much as any other, where the recipe asks for that; the mean example weighs 1. Raises
+    LspError (exit 2) where examples have no single class."""
+    if head.class_weights == "none":
+        return
+    if head.problem != "single_label":
+        raise LspError(f"head.class_weights does not go together with {head.problem}.", hint="Leave it out.")
+    _, place, counts = np.unique(examples.labels, return_inverse=True, return_counts=True)
+    examples.weights = (len(examples) / (len(counts) * counts))[place].astype(np.float32)
 
 
 def plan(

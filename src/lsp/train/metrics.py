@@ -1,11 +1,14 @@
 """Numbers about a model: sums that are divided once, and the metrics of a classifier, in NumPy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
-from lsp.train.confusion import Confusion
+from lsp.recipe import Problem
+from lsp.train.confusion import COVERED, RESAMPLES, Confusion
 
 BINS = 15  # of a calibration error
 
@@ -40,6 +43,76 @@ def classification(logits_NC: np.ndarray, labels_N: np.ndarray) -> dict[str, flo
     log_probability_NC = shifted_NC - np.log(np.exp(shifted_NC).sum(1, keepdims=True))
     counted = Confusion.of(labels_N, logits_NC.argmax(1), logits_NC.shape[1])
     return counted.metrics() | {"loss": float(-log_probability_NC[np.arange(len(labels_N)), labels_N].mean())}
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    """float64, of any shape."""
+    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+
+
+def by_class(logits_NC: np.ndarray, marks_NC: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each class that an example may have or not: examples, precision, recall, F1."""
+    each = zip((logits_NC > 0).T, (marks_NC > 0.5).T, names, strict=True)
+    rows = [Confusion.of(marks, guesses, 2).by_class(("", name))[1] for guesses, marks, name in each]
+    return [{key: value for key, value in row.items() if key != "mostly_taken_for"} for row in rows]
+
+
+def multi_label(logits_NC: np.ndarray, marks_NC: np.ndarray) -> dict[str, float]:
+    """Of examples with several classes: accuracy (every class right), F1 over all marks together and as the mean over
+    classes, and cross-entropy in nats, the mean over examples and classes. A class is there where its logit is > 0."""
+    logits, guesses, marks = logits_NC.astype(np.float64), logits_NC > 0, marks_NC > 0.5
+    both_C, sum_C = (guesses & marks).sum(0), guesses.sum(0) + marks.sum(0)
+    f1_C = np.divide(2 * both_C, sum_C, out=np.zeros(len(sum_C)), where=sum_C > 0)
+    return {
+        "accuracy": float((guesses == marks).all(1).mean()),
+        "f1": float(2 * both_C.sum() / max(1, sum_C.sum())),
+        "macro_f1": float(f1_C.mean()),
+        "loss": float((np.logaddexp(0, logits) - logits * marks).mean()),
+    }
+
+
+def regression(values_N: np.ndarray, numbers_N: np.ndarray) -> dict[str, float]:
+    """Pearson's and Spearman's correlation (0 where one side does not vary) and the mean squared error, the loss."""
+    values, numbers = values_N.astype(np.float64), numbers_N.astype(np.float64)
+    return {
+        "pearson": correlation(values, numbers),
+        "spearman": correlation(ranks(values), ranks(numbers)),
+        "loss": float(np.square(values - numbers).mean()),
+    }
+
+
+def correlation(one_N: np.ndarray, other_N: np.ndarray) -> float:
+    """Pearson's."""
+    one, other = one_N - one_N.mean(), other_N - other_N.mean()
+    spread = float(np.sqrt(one @ one) * np.sqrt(other @ other))
+    return float(one @ other) / spread if spread else 0.0
+
+
+def ranks(values_N: np.ndarray) -> np.ndarray:
+    """Places from 1 in rising order, float64 [N]; equal values share the mean of theirs."""
+    _, place_N, counts = np.unique(values_N, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place_N]
+
+
+def measured(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The metrics of a problem."""
+    if problem == "regression":
+        return regression(logits_NC[:, 0], labels)
+    return multi_label(logits_NC, labels) if problem == "multi_label" else classification(logits_NC, labels)
+
+
+def intervals(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
+    """95 % intervals of the metrics, but for the loss, by the bootstrap (Efron, 1979): see `Confusion.intervals`."""
+    if problem == "single_label":
+        return Confusion.of(labels, logits_NC.argmax(1), logits_NC.shape[1]).intervals(seed)
+    random = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(RESAMPLES):
+        rows = random.integers(0, len(labels), len(labels))
+        drawn.append(measured(problem, logits_NC[rows], labels[rows]))
+    tails = [(1 - COVERED) / 2, (1 + COVERED) / 2]
+    names = [name for name in drawn[0] if name != "loss"]
+    return {name: np.quantile([each[name] for each in drawn], tails).tolist() for name in names}
 
 
 def calibration_error(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
+from lsp.recipe import Problem
 from lsp.train.metrics import Mean
 
 Batch = dict[str, jax.Array]
@@ -53,8 +55,35 @@ def masked_lm_of_pairs(model: Model, frozen: Any, batch: Batch, key: jax.Array |
 
 def classification(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
     """Cross-entropy of the labels, one example a row. Rows that only fill a batch weigh nothing."""
-    logits_BC = model.classify(batch["tokens"], batch["segments"], batch["types"], key=key)
-    return scored(logits_BC, batch["labels"], batch["weights"])
+    return scored(_logits(model, batch, key), batch["labels"], batch["weights"])
+
+
+def multi_label(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    """As `classification`, where an example may have several classes: of each by itself, the mean over classes."""
+    return scored_apart(_logits(model, batch, key), batch["labels"], batch["weights"])
+
+
+def regression(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    """As `classification`, where labels are numbers: the squared error."""
+    return scored_number(_logits(model, batch, key), batch["labels"], batch["weights"])
+
+
+def _logits(model: Model, batch: Batch, key: jax.Array | None) -> jax.Array:
+    return model.classify(batch["tokens"], batch["segments"], batch["types"], key=key)
+
+
+def scored_apart(logits_BC: jax.Array, marks_BC: jax.Array, weights_B: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+    """Cross-entropy in nats of each class being there or not, the mean over classes; accuracy is to have all right."""
+    loss_B = optax.sigmoid_binary_cross_entropy(logits_BC, marks_BC).mean(-1)
+    right_B = ((logits_BC > 0) == (marks_BC > 0.5)).all(-1).astype(jnp.float32)
+    count = weights_B.sum()
+    return Mean((loss_B * weights_B).sum(), count), {"accuracy": Mean((right_B * weights_B).sum(), count)}
+
+
+def scored_number(logits_B1: jax.Array, numbers_B: jax.Array, weights_B: jax.Array) -> tuple[Mean, dict[str, Mean]]:
+    """Squared error."""
+    loss_B = jnp.square(logits_B1[:, 0] - numbers_B)
+    return Mean((loss_B * weights_B).sum(), weights_B.sum()), {}
 
 
 def scored(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, dict[str, Mean]]:
@@ -62,6 +91,18 @@ def scored(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[M
     loss, right = cross_entropy(logits, targets)
     count = weights.sum()
     return Mean((loss * weights).sum(), count), {"accuracy": Mean((right.astype(weights.dtype) * weights).sum(), count)}
+
+
+LABELS: dict[Problem, Loss] = {
+    "single_label": classification,
+    "multi_label": multi_label,
+    "regression": regression,
+}
+JUDGES: dict[Problem, Callable[[jax.Array, jax.Array, jax.Array], tuple[Mean, dict[str, Mean]]]] = {
+    "single_label": scored,
+    "multi_label": scored_apart,
+    "regression": scored_number,
+}
 
 
 @jax.custom_vjp

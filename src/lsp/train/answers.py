@@ -1,0 +1,33 @@
+"""What a model answers, for people: labels and probabilities out of logits."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lsp.recipe import Problem
+from lsp.train.metrics import probabilities, sigmoid
+
+
+def of(problem: Problem, names: Sequence[str], logits_NC: np.ndarray, top: int = 0) -> Iterator[dict[str, Any]]:
+    """For each example `label`, and where there are classes the `probability` of it and the `probabilities` of all, or
+    of the `top` most likely.
+
+    Of examples with several classes the label is a list, and the probability that of the likeliest class; of numbers
+    the label is the number.
+    """
+    if problem == "regression":
+        yield from ({"label": round(float(value), 6)} for value in logits_NC[:, 0])
+        return
+    found_NC = sigmoid(logits_NC) if problem == "multi_label" else probabilities(logits_NC)
+    for row in np.round(found_NC, 6):
+        order = np.argsort(-row, kind="stable")
+        best = order[0]
+        chosen = order[:top] if top else range(len(names))
+        yield {
+            "label": [names[c] for c in np.flatnonzero(row > 0.5).tolist()]
+            if problem == "multi_label"
+            else names[best],
+            "probability": float(row[best]),
+            "probabilities": {names[c]: float(row[c]) for c in chosen},
+        }

@@ -1,0 +1,138 @@
+"""Labels that are several classes, or a number, through finetune, evaluate, predict, distill and export."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lsp import LspError, recipe
+from lsp.commands import distill, evaluate, export, finetune, import_, predict
+from lsp.console import Progress
+from lsp.data.glue import split, task
+from lsp.data.tokenizer import train
+from lsp.train.labelled import Files
+from lsp.train.options import Options
+
+AUTO: tuple[tuple[str, ...], str] = ((), "")
+QUIET = Progress(quiet=True)
+OPTIONS = Options(QUIET)
+WORDS = ["sun", "rain", "wind", "snow", "the", "day", "was", "and", "we", "saw"]
+MODEL = recipe.Model(layers=1, width=32, heads=2, max_length=16, preset="bert")
+TRAIN = recipe.Train(steps=60, batch_size=16, learning_rate=5e-3)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weather: which of three words a text holds, how many of them, in two countries; and a tokenizer."""
+    top, random = tmp_path_factory.mktemp("weather"), np.random.default_rng(0)
+    for name, count in (("train", 300), ("dev", 80)):
+        several, number = ["text\tcountry\tlabel"], ["text\tlabel"]
+        for _ in range(count):
+            words = random.choice(WORDS, 6).tolist()
+            held = sorted({*words} & {"sun", "rain", "wind"})
+            several.append(f"{' '.join(words)}\t{random.choice(['at', 'ch'])}\t{','.join(held)}")
+            number.append(f"{' '.join(words)}\t{len(held) / 2}")
+        (top / f"{name}.tsv").write_text("\n".join(several) + "\n")
+        (top / f"{name}-number.tsv").write_text("\n".join(number) + "\n")
+    text = [" ".join(random.choice(WORDS, 9)) for _ in range(200)]
+    train(text, vocab_size=285, kind="unigram", lowercase=False, seed=0).save(top / "words")
+    return top
+
+
+def made(top: Path, problem: recipe.Problem, ending: str, model: recipe.Model = MODEL) -> Path:
+    pooling = "cls" if model.preset == "bert" else "mean"
+    plan = recipe.Finetune(model=model, head=recipe.NewHead(pooling, 0.0, problem), train=TRAIN)
+    files = Files(top / f"train{ending}.tsv", top / f"dev{ending}.tsv")
+    finetune.run("scratch", top / problem, plan, files, top / "words", OPTIONS)
+    return top / problem
+
+
+def predicted(run: Path, source: Path, as_json: bool = True) -> list[Any]:
+    output = io.StringIO()
+    predict.run(run, str(source), AUTO, predict.Output(output, as_json), QUIET)
+    return [json.loads(line) if as_json else line for line in output.getvalue().splitlines()]
+
+
+def through_transformers_format(run: Path) -> None:
+    """The export, taken in again, answers as the run does."""
+    export.run(run, run.with_name(f"{run.name}-out"), "huggingface", False, QUIET)
+    import_.run(run.with_name(f"{run.name}-out"), run.with_name(f"{run.name}-in"), False, QUIET)
+    source = run.parent / "dev.tsv"
+    assert predicted(run, source) == predicted(run.with_name(f"{run.name}-in"), source)
+
+
+def test_an_example_may_have_several_classes(tables: Path) -> None:
+    run = made(tables, "multi_label", "", dataclasses.replace(MODEL, preset="modern"))
+    errors = tables / "errors.jsonl"
+    found = evaluate.run(run, [tables / "dev.tsv"], AUTO, ["f1=0.8"], QUIET, errors, ["country"])
+    assert found["gates"][0]["passed"] and found["metrics"]["f1"] > 0.8
+    assert [row["class"] for row in found["classes"]] == ["rain", "sun", "wind"] and "confusion" not in found
+    assert sorted(row["slice"] for row in found["slices"]) == ["country = at", "country = ch"]
+    assert sum(row["examples"] for row in found["slices"]) == 80
+    wrong = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert len(wrong) == round(80 * (1 - found["metrics"]["accuracy"]))
+    rows = predicted(run, tables / "dev.tsv")
+    assert {row["columns"]["country"] for row in rows} == {"at", "ch"}
+    wanted = [row["columns"]["label"] for row in rows]
+    right = np.mean([",".join(row["label"]) == label for row, label in zip(rows, wanted, strict=True)])
+    assert right == pytest.approx(found["metrics"]["accuracy"])
+    label, probability, text, country, _ = predicted(run, tables / "dev.tsv", as_json=False)[0].split("\t")
+    assert label == ",".join(rows[0]["label"]) and country == rows[0]["columns"]["country"]
+    assert float(probability) == pytest.approx(rows[0]["probability"], abs=1e-4) and text == rows[0]["text"]
+    through_transformers_format(run)
+
+
+def test_a_label_may_be_a_number(tables: Path) -> None:
+    run = made(tables, "regression", "-number")
+    found = evaluate.run(run, [tables / "dev-number.tsv"], AUTO, [], QUIET)
+    assert found["metrics"]["pearson"] > 0.8 and found["metrics"]["spearman"] > 0.7
+    rows = predicted(run, tables / "dev-number.tsv")
+    apart = [row["label"] - float(row["columns"]["label"]) for row in rows]
+    assert np.mean(np.square(apart)) == pytest.approx(found["metrics"]["loss"], rel=1e-3)
+    plan = recipe.Distill(model=dataclasses.replace(MODEL, width=16), head=recipe.Head("cls"), train=TRAIN)
+    files = Files(tables / "train-number.tsv", tables / "dev-number.tsv")
+    small = distill.run(run, tables / "small", plan, files, OPTIONS)
+    assert small["after"]["metrics"]["pearson"] > 0.7 and small["after"]["bytes"] < small["before"]["bytes"]
+    through_transformers_format(run)
+
+
+def test_classes_can_weigh_the_same(tables: Path) -> None:
+    rows = [("sun", "rare")] * 3 + [("rain", "often")] * 27
+    table = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)
+    (tables / "few.tsv").write_text(table)
+    head = recipe.NewHead("cls", 0.0, class_weights="balanced")
+    plan = recipe.Finetune(model=MODEL, head=head, train=dataclasses.replace(TRAIN, steps=1))
+    seen: list[Any] = []
+
+    def look(examples: Any, head: recipe.NewHead) -> None:
+        weigh(examples, head)
+        seen.append(examples)
+
+    from lsp.train import labelled
+
+    weigh, labelled.weigh = labelled.weigh, look
+    try:
+        finetune.run("scratch", tables / "few", plan, Files(*[tables / "few.tsv"] * 2), tables / "words", OPTIONS)
+    finally:
+        labelled.weigh = weigh
+    assert seen[0].weights[:3].tolist() == [5.0] * 3
+    assert seen[0].weights[3:] == pytest.approx(30 / 54)
+    assert sorted(seen[0].batch(np.array([0, 5]), 3)["weights"].tolist()) == pytest.approx([0, 30 / 54, 5])
+    several = dataclasses.replace(plan, head=dataclasses.replace(head, problem="multi_label"))
+    with pytest.raises(LspError, match="class_weights"):
+        finetune.run("scratch", tables / "no", several, Files(*[tables / "few.tsv"] * 2), tables / "words", OPTIONS)
+
+
+def test_tasks_know_their_files(tmp_path: Path) -> None:
+    (tmp_path / "dev_matched.tsv.gz").write_bytes(b"")
+    assert split(tmp_path, "dev_matched").name == "dev_matched.tsv.gz"
+    assert task("SST-2").names == ("negative", "positive") and task("stsb").problem == "regression"
+    with pytest.raises(LspError, match=r"no such task. Did you mean 'mnli'") as error:
+        task("mlni")
+    assert "qnli" in error.value.hint
+    with pytest.raises(LspError, match=r"holds no train\.tsv"):
+        split(tmp_path, "train")

@@ -1,0 +1,71 @@
+"""Metrics of labels that are no single class, against scipy and against the definitions written out."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lsp.train import answers, metrics
+
+
+def test_correlations_are_those_of_scipy() -> None:
+    random = np.random.default_rng(0)
+    numbers = random.integers(0, 6, 200).astype(np.float32)  # many equal ones
+    values = (numbers + random.normal(0, 1, 200)).astype(np.float32).round(1)
+    found = metrics.regression(values, numbers)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(values, numbers).statistic)
+    assert found["spearman"] == pytest.approx(stats.spearmanr(values, numbers).statistic)
+    assert found["loss"] == pytest.approx(np.mean((values.astype(np.float64) - numbers) ** 2))
+    np.testing.assert_array_equal(metrics.ranks(values), stats.rankdata(values))
+    assert metrics.regression(np.ones(5), numbers[:5])["pearson"] == 0
+
+
+def test_several_classes_are_counted_mark_by_mark() -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(60, 4)).astype(np.float32)
+    marks = (random.random((60, 4)) < 0.4).astype(np.float32)
+    marks[:, 3] = 0  # a class that never is
+    found = metrics.multi_label(logits, marks)
+    hits, called, are = np.zeros(4), np.zeros(4), np.zeros(4)
+    right = loss = 0.0
+    for row in range(60):
+        right += all((logits[row, c] > 0) == bool(marks[row, c]) for c in range(4))
+        for c in range(4):
+            chance = 1 / (1 + np.exp(-np.float64(logits[row, c])))
+            loss -= np.log(chance if marks[row, c] else 1 - chance)
+            hits[c] += logits[row, c] > 0 and marks[row, c]
+            called[c] += logits[row, c] > 0
+            are[c] += marks[row, c]
+    assert found["accuracy"] == pytest.approx(right / 60)
+    assert found["loss"] == pytest.approx(loss / 240)
+    assert found["f1"] == pytest.approx(2 * hits.sum() / (called.sum() + are.sum()))
+    assert found["macro_f1"] == pytest.approx((2 * hits / (called + are)).mean())
+    rows = metrics.by_class(logits, marks, "abcd")
+    assert [row["class"] for row in rows] == [*"abcd"]
+    assert [row["examples"] for row in rows] == are.tolist()
+    assert [row["precision"] for row in rows] == pytest.approx((hits / called).tolist())
+    assert [row["recall"] for row in rows] == pytest.approx([*(hits[:3] / are[:3]), 0.0])
+
+
+@pytest.mark.parametrize("problem", ["multi_label", "regression"])
+def test_intervals_cover_the_metric_and_shrink_with_examples(problem: metrics.Problem) -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(400, 3)).astype(np.float32)
+    noisy = logits + random.normal(size=logits.shape)
+    labels = (noisy > 0).astype(np.float32) if problem == "multi_label" else noisy[:, 0].astype(np.float32)
+    whole = metrics.measured(problem, logits, labels)
+    wide, narrow = (metrics.intervals(problem, logits[:n], labels[:n]) for n in (50, 400))
+    assert wide.keys() == narrow.keys() == whole.keys() - {"loss"}
+    for name, (low, high) in narrow.items():
+        assert low < whole[name] < high
+        assert high - low < wide[name][1] - wide[name][0]
+
+
+def test_answers_are_labels_and_probabilities() -> None:
+    logits = np.array([[2.0, 0.0, -1.0], [-1.0, -2.0, -3.0]], np.float32)
+    first, _ = answers.of("single_label", "abc", logits)
+    assert first["label"] == "a" and list(first["probabilities"]) == ["a", "b", "c"]
+    assert first["probability"] == pytest.approx(np.exp(2) / (np.exp(2) + 1 + np.exp(-1)), abs=1e-6)
+    (first, second) = answers.of("multi_label", "abc", logits, top=2)
+    assert first["label"] == ["a"] and second["label"] == [] and list(first["probabilities"]) == ["a", "b"]
+    assert first["probability"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+    assert list(answers.of("regression", (), logits[:, :1])) == [{"label": 2.0}, {"label": -1.0}]
