@@ -294,8 +294,8 @@ def predict(
     begin: FromOpt,
     source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
     top: Annotated[
-        int, typer.Option("--top-k", metavar="N", min=1, help="Only the N likeliest classes, or words.")
-    ] = 0,
+        int | None, typer.Option("--top-k", metavar="N", min=1, help="Only the N likeliest classes, or words.")
+    ] = None,
     text_column: TextColumnOpt,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
     quiet: QuietOpt = False,
@@ -313,7 +313,7 @@ def predict(
     from lsp.commands import predict as verb
 
     try:
-        output = verb.Output(sys.stdout, as_json, top)
+        output = verb.Output(sys.stdout, as_json, top or 0)
         verb.run(begin, source, (tuple(text_column), ""), output, console.Progress(quiet))
         sys.stdout.flush()
     except BrokenPipeError:

@@ -15,7 +15,7 @@ from lsp.train.confusion import Confusion
 from lsp.train.evaluate import Classifier
 
 MOST_CROSSED = 20  # classes of a confusion matrix that is shown
-MOST_GROUPS = 50  # of a slice
+MOST_GROUPS, SMALLEST_GROUP = 50, 30  # of a slice: groups that are shown, and examples of one that is judged
 LABEL = "label \\ guess"
 
 
@@ -81,15 +81,18 @@ def run(
 def _sliced(
     column: str, cells: Sequence[str], problem: Problem, logits: np.ndarray, labels: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """A row for each group, the largest first. One falls behind where all of its 95 % interval is under what holds for
-    all examples."""
+    """A row for each group, the largest first. One of 30 examples or more falls behind where all of its 95 % interval
+    is under what holds for all examples; of fewer the bootstrap knows too little."""
     names, place, counts = np.unique(cells, return_inverse=True, return_counts=True)
     whole = metrics.measured(problem, logits, labels)
     metric = next(iter(whole))  # the one that people ask for first
     for group in np.argsort(-counts, kind="stable")[:MOST_GROUPS]:
         rows = place == group
         value = metrics.measured(problem, logits[rows], labels[rows])[metric]
-        low, high = metrics.intervals(problem, logits[rows], labels[rows])[metric]
+        low = high = behind = None
+        if counts[group] >= SMALLEST_GROUP:
+            low, high = metrics.intervals(problem, logits[rows], labels[rows])[metric]
+            behind = bool(high < whole[metric])
         yield {
             "slice": f"{column} = {names[group]}",
             "examples": int(counts[group]),
@@ -97,7 +100,7 @@ def _sliced(
             "value": value,
             "low": low,
             "high": high,
-            "behind": bool(high < whole[metric]),
+            "behind": behind,
         }
 
 
