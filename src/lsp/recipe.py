@@ -24,7 +24,7 @@ def key(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    preset: Literal["bert", "modern"] = key("modern", "architecture: `bert` (learned positions, post-norm, GELU, biases) or `modern` (RoPE, pre-norm, GeGLU, no biases)")
+    preset: Literal["bert", "modern", "bilstm"] = key("modern", "architecture: `bert` (learned positions, post-norm, GELU, biases), `modern` (RoPE, pre-norm, GeGLU, no biases) or `bilstm` (LSTMs from both ends, for where a transformer is too slow; `width` is that of both, and `heads` and `feedforward` say nothing)")
     layers: int = key(4, "number of encoder layers")
     width: int = key(256, "size of the hidden vectors")
     heads: int = key(4, "attention heads in each layer; divides `width`")

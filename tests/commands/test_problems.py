@@ -93,7 +93,7 @@ def test_a_label_may_be_a_number(tables: Path) -> None:
     rows = predicted(run, tables / "dev-number.tsv")
     apart = [row["label"] - float(row["columns"]["label"]) for row in rows]
     assert np.mean(np.square(apart)) == pytest.approx(found["metrics"]["loss"], rel=1e-3)
-    plan = recipe.Distill(model=dataclasses.replace(MODEL, width=16), head=recipe.Head("cls"), train=TRAIN)
+    plan = recipe.Distill(model=dataclasses.replace(MODEL, preset="bilstm", width=16), train=TRAIN)
     files = Files(tables / "train-number.tsv", tables / "dev-number.tsv")
     small = distill.run(run, tables / "small", plan, files, OPTIONS)
     assert small["after"]["metrics"]["pearson"] > 0.7 and small["after"]["bytes"] < small["before"]["bytes"]

@@ -127,6 +127,8 @@ def labels(table: Table) -> tuple[str, ...]:
 def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple[Family, dict[str, Any]]:
     """The architecture and its `config.json`. Raises LspError (exit 2) where no published one is such a model."""
     one = config.layers[0]
+    if config.preset == "bilstm":
+        raise _not_theirs("it is a BiLSTM")
     if any((layer.heads, layer.head_size, layer.feedforward) != (one.heads, one.head_size, one.feedforward)
            for layer in config.layers) or one.heads * one.head_size != config.width:  # fmt: skip
         raise _not_theirs("its layers differ in shape, as pruning makes them")

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 from lsp import Exit, LspError
 from lsp import recipe as recipes
 
-Preset = Literal["bert", "modern"]
+Preset = Literal["bert", "modern", "bilstm"]
 HeadKind = Literal["words", "classes", "pooler", "none"]
 Pooling = Literal["cls", "mean"]
 Activation = Literal["gelu", "gelu_tanh"]
@@ -27,13 +27,15 @@ MAY_BE_ZERO = ("classes", "types", "window", "dropout", "epsilon")
 DEFAULTS: dict[Preset, dict[str, Any]] = {
     # BERT's published weights were trained with this epsilon.
     "bert": {"types": 2, "epsilon": 1e-12, "activation": "gelu", "pooler_activation": "tanh"},
+    "bilstm": {"types": 0, "epsilon": 1e-5, "activation": "gelu", "pooler_activation": "tanh"},
     "modern": {"types": 0, "epsilon": 1e-5, "activation": "gelu_tanh", "pooler_activation": "gelu"},
 }
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One encoder layer: `heads` of `head_size`, and a feed-forward block `feedforward` wide.
+    """One encoder layer: `heads` of `head_size`, and a feed-forward block `feedforward` wide. Of `bilstm` heads are the
+    two directions, and the block is their gates.
 
     A token sees `window` tokens to either side, or all of its text where that is 0. `rotary_base` is for `modern`.
     """
@@ -77,7 +79,7 @@ class ModelConfig:
     @property
     def bias(self) -> bool:
         """Whether dense layers and norms have biases."""
-        return self.preset == "bert"
+        return self.preset != "modern"
 
     @classmethod
     def from_recipe(cls, model: recipes.Model, vocab_size: int) -> "ModelConfig":
@@ -88,6 +90,11 @@ class ModelConfig:
                 f"model.width = {model.width} can't be split over model.heads = {model.heads}.",
                 hint=f"Heads that divide it: {', '.join(map(str, divisors))}.",
             )
+        if model.preset == "bilstm":
+            if model.width % 2:
+                raise LspError(f"The two directions of `bilstm` share model.width, and {model.width} is odd.")
+            layers = (Layer(2, model.width // 2, 4 * model.width),) * model.layers
+            return cls(model.preset, vocab_size, model.width, layers, model.max_length, dropout=model.dropout)
         head_size = model.width // model.heads
         if model.preset == "modern" and head_size % 2:
             raise LspError(f"Rotary positions need an even head size, and {model.width}/{model.heads} is {head_size}.")

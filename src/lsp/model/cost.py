@@ -24,7 +24,7 @@ def attention_flops(config: ModelConfig, lengths: Any) -> int:
     """FLOPs of all scores and of what they weigh, for texts of `lengths` [N] tokens that see their `window`."""
     lengths = np.asarray(lengths, np.int64)
     products = 0
-    for layer in config.layers:
+    for layer in config.layers if config.preset != "bilstm" else ():
         reach = np.minimum(lengths - 1, layer.window) if layer.window else np.maximum(lengths - 1, 0)
         pairs = lengths * (2 * reach + 1) - reach * (reach + 1)  # less what would lie outside of the text
         products += 2 * int(pairs.sum()) * layer.heads * layer.head_size
@@ -40,6 +40,9 @@ def forward_flops(config: ModelConfig, lengths: Any, slots: int = 0, rows: int =
     tokens, products = int(np.sum(lengths)), 0
     for layer in config.layers:
         inner = layer.heads * layer.head_size
+        if config.preset == "bilstm":  # four gates, from below and from the neighbour
+            products += tokens * 4 * inner * (config.width + layer.head_size)
+            continue
         feedforward = 2 if config.preset == "bert" else 3
         products += tokens * config.width * (3 * inner + inner + feedforward * layer.feedforward)
     if config.head == "words":
