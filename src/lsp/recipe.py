@@ -96,6 +96,8 @@ class Train:
     seed: int = key(0, "decides the start, the order, the masks and the dropout")
     log_every: int = key(20, "steps between two lines of metrics")
     evaluate_every: int = key(0, "steps between two evaluations; 0 means at the end only")
+    best: Literal["", "accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "loss"] = key("", "metric by which the weights of the best evaluation become the finished model; empty means those of the last step")
+    patience: int = key(0, "evaluations in turn that are no better than the best by `best` before the run ends; 0 means that it goes on to the last step")
     checkpoint_every: int = key(200, "steps between two saves")
     keep: int = key(2, "saved steps to keep")
 
@@ -203,7 +205,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("steps", "patience", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

@@ -100,6 +100,23 @@ def test_a_label_may_be_a_number(tables: Path) -> None:
     through_transformers_format(run)
 
 
+def test_the_best_evaluation_becomes_the_model(tables: Path) -> None:
+    wild = dataclasses.replace(TRAIN, steps=80, learning_rate=0.1, evaluate_every=10, best="loss", patience=2)
+    plan = recipe.Finetune(model=MODEL, head=recipe.NewHead("cls", 0.0, "regression"), train=wild)
+    files = Files(tables / "train-number.tsv", tables / "dev-number.tsv")
+    made = finetune.run("scratch", tables / "best", plan, files, tables / "words", OPTIONS)
+    lines = [json.loads(line) for line in (tables / "best" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["dev_loss"] for line in lines if "dev_loss" in line}
+    assert made["metrics"]["loss"] == min(losses.values()) == losses[made["best_step"]]
+    assert made["step"] == max(losses) == made["best_step"] + 20 < 80
+    found = evaluate.run(tables / "best", [tables / "dev-number.tsv"], AUTO, [], QUIET)
+    assert found["metrics"]["loss"] == pytest.approx(made["metrics"]["loss"], rel=1e-4)
+    for change, says in (({"evaluate_every": 0}, "one only"), ({"best": ""}, "patience"), ({"average": 0.5}, "both")):
+        other = dataclasses.replace(plan, train=dataclasses.replace(wild, **change))
+        with pytest.raises(LspError, match=says):
+            finetune.run("scratch", tables / "no", other, files, tables / "words", OPTIONS)
+
+
 def test_classes_can_weigh_the_same(tables: Path) -> None:
     rows = [("sun", "rare")] * 3 + [("rain", "often")] * 27
     table = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from lsp import interrupt
+from lsp import LspError, interrupt
 from lsp import recipe as recipes
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import REMAT, graphdef
@@ -50,6 +50,15 @@ def check(train: recipes.Train, copies: recipes.Replicas, mesh: Mesh) -> None:
     if train.batch_start:
         meshes.check_batch(train.batch_start, 1, mesh, copies.count)
     replicas.check(copies, train)
+    if train.patience and not train.best:
+        raise LspError("train.patience waits for train.best.", hint="Add --set train.best=accuracy, say.")
+    if train.best and not train.evaluate_every:
+        raise LspError(
+            f"train.best = {train.best} is found among evaluations, and there is one only.",
+            hint="Add --set train.evaluate_every=N steps.",
+        )
+    if train.best and train.average:
+        raise LspError("train.best and train.average both choose the finished weights.", hint="Leave one of them out.")
 
 
 def policies(remat: recipes.Remat) -> tuple[recipes.Remat, ...]:

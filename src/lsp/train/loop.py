@@ -20,6 +20,7 @@ from lsp.model.config import ModelConfig
 from lsp.steps import Steps
 from lsp.train import account, blackbox, optimizer, processes, replicas, watch
 from lsp.train import mesh as meshes
+from lsp.train.best import Best
 from lsp.train.clock import Clock
 from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
@@ -96,8 +97,13 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
         metrics = plan.evaluate(params)
         loop.log.evaluated(loop.done, metrics)
         params = meshes.gathered(params)
+        best: dict[str, Any] = {}
+        if train.best:
+            loop.best.offer(loop.done, metrics, params)
+            best["best_step"], metrics, params = loop.best.finished(loop.done)
+            progress.say(f"the best {train.best} was {metrics[train.best]:.4g}, at step {best['best_step']}")
         skipped = int(loop.state.recent.skipped)
-        rates = account.summary(loop.meter, loop.step, train, planned=plan.config.head == "words")
+        rates = best | account.summary(loop.meter, loop.step, train, planned=plan.config.head == "words")
         if "planned" in rates:
             progress.say(account.compared(rates["planned"]))
         if copies > 1:
@@ -126,6 +132,7 @@ class _Loop:
         self.done = self.saved = start
         self.batches = plan.batches(start, self.end)
         self.rate, self.share = optimizer.schedule(plan.train), 0.0
+        self.best = Best(path / "train", plan.train.best, plan.train.patience)
 
     def run(self) -> None:
         """Steps until the run is over."""
@@ -151,8 +158,9 @@ class _Loop:
                 self.steps.wait()
 
     def over(self) -> bool:
-        """Whether all steps are made, or the time is up: on that all processes agreed with the step before."""
-        return self.done >= self.end or self.log.progress >= 1
+        """Whether all steps are made, the time is up (on that all processes agreed with the step before), or nothing
+        got better for long enough."""
+        return self.done >= self.end or self.log.progress >= 1 or self.best.over(self.done)
 
     def advance(self) -> bool:
         """One step. False where the watch refused the one before it: then this one changed nothing either.
@@ -202,7 +210,10 @@ class _Loop:
         if done % train.checkpoint_every == 0:
             self.save()
         if train.evaluate_every and done % train.evaluate_every == 0 and done < train.steps:
-            self.log.evaluated(done, self.plan.evaluate(self.state.params))
+            metrics = self.plan.evaluate(self.state.params)
+            self.log.evaluated(done, metrics)
+            if train.best:
+                self.best.offer(done, metrics, meshes.gathered(self.state.params))
 
     def write(self, bar: Any) -> None:
         done, left = self.done, self.plan.clock.left()
