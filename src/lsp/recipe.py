@@ -71,6 +71,14 @@ class NewHead(Head):
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapt:
+    freeze: int = key(0, "layers from below that stay as they are, the embeddings with them; 0 means that all is trained")
+    reinitialise: int = key(0, "layers from above that begin at random")
+    r_drop: float = key(0.0, "weight of R-Drop: two passes with other dropout should answer alike; 0 means one pass")
+    fgm: float = key(0.0, "how far FGM moves the token embeddings against the model, as the norm of the step; 0 means not at all")
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     steps: int = key(0, "optimizer steps; 0 means `epochs` decides")
     epochs: float = key(1.0, "passes over the training data; used when `steps` is 0")
@@ -159,6 +167,7 @@ class Finetune:
 
     model: Model = Model()
     head: NewHead = NewHead()
+    adapt: Adapt = Adapt()
     data: Labelled = Labelled()
     train: Train = Train(epochs=3.0, learning_rate=2e-4, beta2=0.999)
     mesh: Mesh = Mesh()
@@ -205,7 +214,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "patience", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("steps", "patience", "freeze", "reinitialise", "r_drop", "fgm", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

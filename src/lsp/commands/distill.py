@@ -44,7 +44,7 @@ def run(
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-        loss = distill.match_teacher(graphdef(teacher.config), problem, recipe.distill.temperature, recipe.distill.hard)
+        loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard, problem)
         objective = Objective(loss, teacher.params)
         plan = labelled.plan(config, params, objective, sets, recipe, clock, teacher=teacher.config)
         with trackers.opened(options.track, held.path, progress) as followers:

@@ -10,10 +10,10 @@ from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import huggingface
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import labelled, trackers
+from lsp.train import adapt, labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.loop import fit
-from lsp.train.objectives import LABELS, Objective
+from lsp.train.objectives import Objective
 from lsp.train.options import Options
 
 SCRATCH = "scratch"
@@ -43,13 +43,16 @@ def run(
         head = recipe.head
         labelled.weigh(sets.train, head)
         config = encoder.classifier(max(1, len(sets.names)), head.pooling, head.dropout, head.problem)
-        params = initialise(config, recipe.train.seed)
+        params = untrained = initialise(config, recipe.train.seed)
         if base is not None:
             # The old classifier goes on only if it spoke of the same labels.
             same = tuple(base.labels) == sets.names and base.config.problem == head.problem
             kept = {part for part in base.params if part != "classifier" or same}
             params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
-        plan = labelled.plan(config, params, Objective(LABELS[head.problem]), sets, recipe, clock)
+        params = adapt.fresh(params, untrained, recipe.adapt)
+        objective = Objective(adapt.loss(head.problem, recipe.adapt))
+        after = adapt.still(recipe.adapt.freeze) if recipe.adapt.freeze else None
+        plan = labelled.plan(config, params, objective, sets, recipe, clock, after)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         return checkpoint.finish(

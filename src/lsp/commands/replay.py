@@ -34,7 +34,8 @@ def run(place: Path, progress: Any) -> dict[str, Any]:
     facts, objectives = box.facts, {loss.__name__: loss for loss in (masked_lm, masked_lm_of_pairs, *LABELS.values())}
     if facts["objective"] not in objectives:
         raise LspError(
-            f"{place} is of a distillation, whose teacher is not in the box.", hint="Its texts are in box.json."
+            f"The loss of {place} is {facts['objective']!r}, which needs more than a box holds: a teacher, or [adapt].",
+            hint="Its texts are in box.json.",
         )
     objective = Objective(objectives[facts["objective"]])
     devices = jax.devices()[: facts["devices"]]

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
 from lsp.compress.quantize import dequantize
@@ -17,12 +16,12 @@ from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
 from lsp.recipe import Problem
 from lsp.train.metrics import Mean
-from lsp.train.objectives import JUDGES, Batch, Loss
+from lsp.train.objectives import JUDGES, Batch, Loss, divergence
 
 Tree = dict[Any, Any]
 
 
-def match_teacher(teacher_graphdef: Any, problem: Problem, temperature: float, hard: float) -> Loss:
+def match_teacher(teacher_graphdef: Any, temperature: float, hard: float, problem: Problem = "single_label") -> Loss:
     """The loss `(1 - hard) · T² · KL(teacher ‖ student) + hard · cross-entropy`, both softened by T = `temperature`
     in the first part; T² keeps its gradients at the size they have for T = 1.
 
@@ -38,7 +37,8 @@ def match_teacher(teacher_graphdef: Any, problem: Problem, temperature: float, h
         inputs = batch["tokens"], batch["segments"], batch["types"]
         teacher_BC = jax.lax.stop_gradient(teacher.classify(*inputs))
         logits_BC = model.classify(*inputs, key=key)
-        soft_B, alike_B = _matched(problem, logits_BC, teacher_BC, temperature)
+        soft_B = divergence(problem, teacher_BC, logits_BC, temperature)
+        alike_B = _alike_guesses(problem, logits_BC, teacher_BC)
         weights_B, count = batch["weights"], batch["weights"].sum()
         labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B)
         metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
@@ -47,24 +47,13 @@ def match_teacher(teacher_graphdef: Any, problem: Problem, temperature: float, h
     return loss
 
 
-def _matched(
-    problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array, temperature: float
-) -> tuple[jax.Array, jax.Array]:
-    """How far each answer is from the teacher's, and how alike the guesses are: float32 [B] each."""
+def _alike_guesses(problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array:
+    """float32 [B]: 1 for the teacher's guess; of numbers, less the squared distance."""
     if problem == "regression":
-        apart_B = jnp.square(logits_BC - teacher_BC)[:, 0]
-        return apart_B, -apart_B
+        return -jnp.square(logits_BC - teacher_BC)[:, 0]
     if problem == "multi_label":
-        wanted_BC = jax.nn.sigmoid(teacher_BC / temperature)
-        cross_BC, own_BC = (
-            optax.sigmoid_binary_cross_entropy(of / temperature, wanted_BC) for of in (logits_BC, teacher_BC)
-        )
-        alike_B = ((logits_BC > 0) == (teacher_BC > 0)).all(-1)
-        return temperature**2 * (cross_BC - own_BC).mean(-1), alike_B.astype(jnp.float32)
-    wanted_BC = jax.nn.log_softmax(teacher_BC / temperature)
-    found_BC = jax.nn.log_softmax(logits_BC / temperature)
-    alike_B = logits_BC.argmax(-1) == teacher_BC.argmax(-1)
-    return temperature**2 * (jnp.exp(wanted_BC) * (wanted_BC - found_BC)).sum(-1), alike_B.astype(jnp.float32)
+        return ((logits_BC > 0) == (teacher_BC > 0)).all(-1).astype(jnp.float32)
+    return (logits_BC.argmax(-1) == teacher_BC.argmax(-1)).astype(jnp.float32)
 
 
 def student(

@@ -86,6 +86,22 @@ def scored_number(logits_B1: jax.Array, numbers_B: jax.Array, weights_B: jax.Arr
     return Mean((loss_B * weights_B).sum(), weights_B.sum()), {}
 
 
+def divergence(problem: Problem, wanted_BC: jax.Array, found_BC: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """How far answers are from those wanted, float32 [B], from the logits of both: T²·KL(wanted ‖ found) with both
+    softened by T = `temperature`; of each class by itself where there may be several, the mean over classes; of numbers
+    the squared distance, which nothing softens."""
+    if problem == "regression":
+        return jnp.square(found_BC - wanted_BC)[:, 0]
+    if problem == "multi_label":
+        marks_BC = jax.nn.sigmoid(wanted_BC / temperature)
+        cross_BC, own_BC = (
+            optax.sigmoid_binary_cross_entropy(of_BC / temperature, marks_BC) for of_BC in (found_BC, wanted_BC)
+        )
+        return temperature**2 * (cross_BC - own_BC).mean(-1)
+    wanted_BC, found_BC = (jax.nn.log_softmax(of_BC / temperature) for of_BC in (wanted_BC, found_BC))
+    return temperature**2 * (jnp.exp(wanted_BC) * (wanted_BC - found_BC)).sum(-1)
+
+
 def scored(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, dict[str, Mean]]:
     """Weighted cross-entropy in nats and accuracy, over any number of leading dimensions."""
     loss, right = cross_entropy(logits, targets)
