@@ -27,7 +27,7 @@ OPTIONS = {
     "import": ["--out", "--overwrite", *JSON],
     "export": ["--from", "--format", "--out", "--overwrite", *JSON],
     "finetune": [
-        *["--from", "--train", "--dev", "--task", "--data", *TRAINING[3:], "--tokenizer"],
+        *["--from", "--train", "--dev", "--task", "--data", "--old", "--old-dev", *TRAINING[3:], "--tokenizer"],
         *[*RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     ],
     "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],

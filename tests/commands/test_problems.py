@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lsp import LspError, recipe
+from lsp import LspError, checkpoint, recipe
 from lsp.commands import distill, evaluate, export, finetune, import_, predict
 from lsp.console import Progress
 from lsp.data.glue import split, task
@@ -98,6 +98,31 @@ def test_a_label_may_be_a_number(tables: Path) -> None:
     small = distill.run(run, tables / "small", plan, files, OPTIONS)
     assert small["after"]["metrics"]["pearson"] > 0.7 and small["after"]["bytes"] < small["before"]["bytes"]
     through_transformers_format(run)
+
+
+def test_a_classifier_learns_new_classes_and_keeps_the_old_ones(tables: Path) -> None:
+    random = np.random.default_rng(1)
+    for part, names in (("old", ("sun", "rain")), ("new", ("wind", "snow"))):
+        for name, count in (("train", 200), ("dev", 60)):
+            rows = [(str(random.choice(names)), random.choice(WORDS[4:], 5).tolist()) for _ in range(count)]
+            lines = [f"{' '.join([*words, label])}\t{label}" for label, words in rows]
+            (tables / f"{part}-{name}.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
+    modern = dataclasses.replace(MODEL, preset="modern")
+    plan = recipe.Finetune(model=modern, head=recipe.NewHead("mean", 0.0), train=TRAIN)
+    old = Files(tables / "old-train.tsv", tables / "old-dev.tsv")
+    finetune.run("scratch", tables / "two", plan, old, tables / "words", OPTIONS)
+    both = Files(tables / "new-train.tsv", tables / "new-dev.tsv", old=old.train, old_dev=old.dev)
+    growing = dataclasses.replace(plan, adapt=recipe.Adapt(grow=True, replay=0.05))
+    made = finetune.run(str(tables / "two"), tables / "four", growing, both, None, OPTIONS)
+    assert made["metrics"]["accuracy"] > 0.9 and made["old"]["before"]["accuracy"] > 0.9
+    assert made["old"]["after"]["accuracy"] > 0.9
+    assert checkpoint.open(tables / "four").labels == ("rain", "sun", "snow", "wind")
+    for start, wrong, says in (
+        ("scratch", growing, "for a classifier"),
+        (str(tables / "two"), dataclasses.replace(growing, head=recipe.NewHead(problem="multi_label")), "problem"),
+    ):
+        with pytest.raises(LspError, match=says):
+            finetune.run(start, tables / "no", wrong, both, tables / "words", OPTIONS)
 
 
 def test_the_best_evaluation_becomes_the_model(tables: Path) -> None:

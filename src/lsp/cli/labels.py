@@ -49,6 +49,12 @@ def finetune(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="The folder with the task's files.")
     ] = None,
+    old: Annotated[
+        Path | None, typer.Option("--old", metavar="FILE", help="Examples learnt before, some to be seen again.")
+    ] = None,
+    old_dev: Annotated[
+        Path | None, typer.Option("--old-dev", metavar="FILE", help="Examples of what was learnt before, to measure.")
+    ] = None,
     out: OutOpt,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
@@ -66,10 +72,13 @@ def finetune(
 
     Train a classifier on top of an encoder; one sentence or a pair. --task NAME
     --data DIR takes the files of a GLUE task instead. With --from scratch it
-    starts from random weights and needs --tokenizer.
+    starts from random weights and needs --tokenizer. With --set adapt.grow=true
+    a classifier learns new classes and keeps the old ones, better with --old.
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
-    need(train, dev, data, code=Exit.DATA)
+    need(train, dev, data, old, old_dev, code=Exit.DATA)
+    if (old or old_dev) and not plan.adapt.grow:
+        raise LspError("--old and --old-dev are for a classifier that grows.", hint="Add --set adapt.grow=true.")
     if task:
         plan = replace(plan, head=replace(plan.head, problem=glue.task(task).problem))
     files = labelled_files(train, dev, task, data, (tuple(text_column), label_column))
@@ -88,7 +97,7 @@ def finetune(
     from lsp.train.options import Options
 
     options = Options(console.Progress(quiet), overwrite, seconds, tracker)
-    return report(verb.run(begin, out, plan, Files(*files), tokenizer, options), as_json)
+    return report(verb.run(begin, out, plan, Files(*files, old, old_dev), tokenizer, options), as_json)
 
 
 def labelled_files(

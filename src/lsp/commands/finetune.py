@@ -1,5 +1,6 @@
 """`lsp finetune`: a classifier on an encoder, or from random weights."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import huggingface
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import adapt, labelled, trackers
+from lsp.train import adapt, incremental, labelled, trackers
 from lsp.train.clock import Clock
+from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
 from lsp.train.objectives import Objective
 from lsp.train.options import Options
@@ -38,32 +40,83 @@ def run(
         base = _base(start, progress)
         words = base.tokenizer if base else _tokenizer(tokenizer)
         encoder = base.config if base else ModelConfig.from_recipe(recipe.model, words.size)
-        length = min(recipe.data.sequence_length, encoder.max_length)
-        sets = labelled.read_sets(files, labelled.Reading(words, length, recipe.head.problem), progress)
-        head = recipe.head
+        head, change = recipe.head, recipe.adapt
+        if change.grow:
+            files = _growing(base, recipe, files)
+        how = labelled.Reading(words, min(recipe.data.sequence_length, encoder.max_length), head.problem, change.grow)
+        sets = labelled.read_sets(files, how, progress, change.replay, recipe.train.seed)
         labelled.weigh(sets.train, head)
         config = encoder.classifier(max(1, len(sets.names)), head.pooling, head.dropout, head.problem)
-        params = untrained = initialise(config, recipe.train.seed)
+        params = initialise(config, recipe.train.seed)
         if base is not None:
-            # The old classifier goes on only if it spoke of the same labels.
-            same = tuple(base.labels) == sets.names and base.config.problem == head.problem
-            kept = {part for part in base.params if part != "classifier" or same}
-            params |= {part: tree for part, tree in dequantize(base.params).items() if part in params and part in kept}
-        params = adapt.fresh(params, untrained, recipe.adapt)
-        objective = Objective(adapt.loss(head.problem, recipe.adapt))
-        after = adapt.still(recipe.adapt.freeze) if recipe.adapt.freeze else None
-        plan = labelled.plan(config, params, objective, sets, recipe, clock, after)
+            params = adapt.fresh(_begun(params, config, sets.names, base, change.grow), params, change)
+        objective = Objective(adapt.loss(head.problem, change))
+        if change.grow and base is not None:
+            objective = Objective(adapt.held(incremental.remembering(base.config, change.keep), change), base.params)
+        after = adapt.still(change.freeze) if change.freeze else None
+        teacher = base.config if change.grow and base else None
+        plan = labelled.plan(config, params, objective, sets, recipe, clock, after, teacher)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
+        model = checkpoint.Model(config, fitted.params, words, sets.names)
         return checkpoint.finish(
             held,
-            checkpoint.Model(config, fitted.params, words, sets.names),
+            model,
             stage="finetune",
             step=fitted.step,
             metrics=fitted.metrics,
             parents=[inputs["from"]] if base else [],
-            result=fitted.summary(),
+            result=fitted.summary() | _remembered(base, model, files, how),
         )
+
+
+def _growing(
+    base: checkpoint.Checkpoint | checkpoint.Model | None, recipe: recipes.Finetune, files: labelled.Files
+) -> labelled.Files:
+    """The files, with the classes that are known already. Raises LspError (exit 2) where nothing can grow."""
+    if base is None or base.config.head != "classes" or base.config.problem == "regression":
+        raise LspError("adapt.grow is for a classifier that is there, with classes.", hint="Give its run as --from.")
+    if base.config.problem != recipe.head.problem:
+        raise LspError(
+            f"head.problem = {recipe.head.problem}, and the classifier's is {base.config.problem}.",
+            hint=f"Use --set head.problem={base.config.problem}.",
+        )
+    if recipe.adapt.r_drop:
+        raise LspError("adapt.r_drop does not go together with adapt.grow.", hint="Leave one of them out.")
+    return files._replace(names=tuple(base.labels))
+
+
+def _begun(
+    fresh: Any,
+    config: ModelConfig,
+    names: Sequence[str],
+    base: checkpoint.Checkpoint | checkpoint.Model,
+    grow: bool,
+) -> Any:
+    """New parameters with those of `base` where they fit. Its classifier goes on if it spoke of the same labels, or of
+    the first of them where it is to grow."""
+    old = dequantize(base.params)
+    same = tuple(base.labels) == tuple(names) and base.config.problem == config.problem
+    kept = {part: tree for part, tree in old.items() if part in fresh and (part != "classifier" or same)}
+    if grow and not same:
+        kept["classifier"] = incremental.grown(fresh["classifier"], old["classifier"])
+    return fresh | kept
+
+
+def _remembered(
+    base: checkpoint.Checkpoint | checkpoint.Model | None,
+    model: checkpoint.Model,
+    files: labelled.Files,
+    how: labelled.Reading,
+) -> dict[str, Any]:
+    """With --old-dev what classifier and old self make of old examples."""
+    if files.old_dev is None or base is None:
+        return {}
+    metrics = {}
+    for name, each in (("before", base), ("after", model)):
+        _, examples = labelled.read(files.old_dev, files.columns, tuple(each.labels), how._replace(grow=False))
+        metrics[name] = Classifier(each.config).score(each.params, examples).metrics
+    return {"old": metrics}
 
 
 def _identity(start: str) -> str:

@@ -45,13 +45,14 @@ def read(
     labels: Sequence[str] | None = None,
     problem: Problem = "single_label",
     slices: Sequence[str] = (),
+    grow: bool = False,
 ) -> Table:
     """The table in a file (`-` is standard input).
 
     Columns are known by their usual names, or given: a name, or a number from 1 where there is no header. `labels`
     are the classes there must be, which a file may also call by their numbers from 0; without them the file's own,
-    sorted (as numbers where they are). `slices` are columns to keep as `groups`. Raises LspError (exit 3, or 2 for a
-    column option) naming the line.
+    sorted (as numbers where they are). With `grow` others may follow those. `slices` are columns to keep as `groups`.
+    Raises LspError (exit 3, or 2 for a column option) naming the line.
     """
     path = str(path)
     columns, rows = _table(path, tuple(text_columns), label_column, labelled=True)
@@ -75,7 +76,9 @@ def read(
         (where, [_label(each, f"{where}: {called}") for each in (_several(value) if several else [value])])
         for where, value in found
     ]
-    names = tuple(labels) if labels is not None else _names(path, [each for _, held in named for each in held])
+    own = [each for _, held in named for each in held]
+    names = tuple(labels) if labels is not None else _names(path, own)
+    names += tuple(sorted({*own} - {*names})) if grow else ()
     indices = _indices(named, names)
     return Table(texts, indices if several else [index for (index,) in indices], names, groups)
 

@@ -24,8 +24,12 @@ Tree = Any
 
 def loss(problem: recipes.Problem, adapt: recipes.Adapt) -> Loss:
     """The loss for labels of one kind, as the recipe wants it adapted."""
-    made = consistent(problem, adapt.r_drop) if adapt.r_drop else LABELS[problem]
-    made = adversarial(made, adapt.fgm) if adapt.fgm else made
+    return held(consistent(problem, adapt.r_drop) if adapt.r_drop else LABELS[problem], adapt)
+
+
+def held(plain: Loss, adapt: recipes.Adapt) -> Loss:
+    """A loss with what is held still in it, and moved against the model."""
+    made = adversarial(plain, adapt.fgm) if adapt.fgm else plain
     return hold_still(made, adapt.freeze) if adapt.freeze else made
 
 
@@ -71,7 +75,7 @@ def adversarial(plain: Loss, size: float) -> Loss:
 def hold_still(plain: Loss, layers: int) -> Loss:
     """The loss with no gradient for the embeddings and the lowest `layers`: what is below is not gone back through."""
 
-    def held(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+    def frozen_below(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
         structure, params = nnx.split(model)
 
         def stop(path: Any, leaf: jax.Array) -> jax.Array:
@@ -79,7 +83,7 @@ def hold_still(plain: Loss, layers: int) -> Loss:
 
         return plain(nnx.merge(structure, jax.tree_util.tree_map_with_path(stop, params)), frozen, batch, key)
 
-    return held
+    return frozen_below
 
 
 def still(layers: int) -> optax.GradientTransformation:

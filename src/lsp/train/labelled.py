@@ -15,6 +15,7 @@ from lsp import recipe as recipes
 from lsp.data import batches, tasks, text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
+from lsp.train import incremental
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
@@ -30,10 +31,13 @@ class Files(NamedTuple):
     dev: Path
     columns: Columns = ((), "")
     names: tuple[str, ...] | None = None  # the classes, where they are not to be learnt from the training file
+    old: Path | None = None  # examples of what a classifier knows already, to train on again
+    old_dev: Path | None = None  # and to measure on
 
     def digests(self) -> dict[str, str]:
         """What the files held when a run began."""
-        return {"train": text.digest([str(self.train)]), "dev": text.digest([str(self.dev)])}
+        given = {"train": self.train, "dev": self.dev, "old": self.old, "old_dev": self.old_dev}
+        return {name: text.digest([str(path)]) for name, path in given.items() if path}
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Reading(NamedTuple):
     words: Tokenizer
     length: int
     problem: recipes.Problem = "single_label"
+    grow: bool = False  # classes that are not among the names follow them
 
 
 def read(
@@ -58,14 +63,25 @@ def read(
 ) -> tuple[tasks.Table, batches.Examples]:
     """A file, and its examples. Its labels are `names`, or its own where that is None. Raises LspError (exit 3)."""
     table = tasks.read(
-        path, text_columns=columns[0], label_column=columns[1], labels=names, problem=how.problem, slices=slices
+        path,
+        text_columns=columns[0],
+        label_column=columns[1],
+        labels=names,
+        problem=how.problem,
+        slices=slices,
+        grow=how.grow,
     )
-    return table, batches.Examples(table, *how)
+    return table, batches.Examples(table, how.words, how.length, how.problem)
 
 
-def read_sets(files: Files, how: Reading, progress: Any) -> Sets:
-    """Both files. Raises LspError (exit 3)."""
+def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
+    """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
     table, examples = read(files.train, files.columns, files.names, how)
+    if files.old and replay:
+        before, _ = read(files.old, files.columns, files.names, how)
+        both = incremental.with_replay(table, before, replay, seed)
+        progress.say(f"{len(both.texts) - len(table.texts):,} of {len(both.texts):,} training examples are old ones")
+        examples = batches.Examples(both, how.words, how.length, how.problem)
     if examples.cut:
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
     return Sets(examples, read(files.dev, files.columns, table.names, how)[1], table.names)
