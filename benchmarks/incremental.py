@@ -46,7 +46,7 @@ def main() -> None:
     old = ["--old", args.out / "old-train.tsv", "--old-dev", args.out / "old-dev.tsv", "--set", "adapt.grow=true"]
     table: dict[str, Any] = {}
     for name, keep, replay in (("nothing", 0.0, 0.0), ("keep", 1.0, 0.0), ("replay", 1.0, args.replay)):
-        measures = ["--set", f"adapt.keep={keep}", "--set", f"adapt.replay={replay}"]
+        measures = ["--set", f"adapt.remember={keep}", "--set", f"adapt.replay={replay}"]
         bench.run(name, "finetune", "--from", first, *files("new"), *old, *changes, *measures)
         found = bench.results[name]
         before, after = (found["old"][when]["accuracy"] for when in ("before", "after"))

@@ -76,7 +76,7 @@ class Adapt:
     reinitialise: int = key(0, "layers from above that begin at random")
     r_drop: float = key(0.0, "weight of R-Drop: two passes with other dropout should answer alike; 0 means one pass")
     grow: bool = key(False, "a classifier keeps its classes, and learns those of the new examples besides")
-    keep: float = key(1.0, "with `grow`, weight of answering for the old classes as before")
+    remember: float = key(1.0, "with `grow`, weight of answering for the old classes as before")
     replay: float = key(0.01, "with `grow`, share of the `--old` examples that come again, so often that old classes are as frequent as new ones")
     fgm: float = key(0.0, "how far FGM moves the token embeddings against the model, as the norm of the step; 0 means not at all")
 
@@ -217,7 +217,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "patience", "freeze", "reinitialise", "r_drop", "fgm", "keep", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("steps", "patience", "freeze", "reinitialise", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

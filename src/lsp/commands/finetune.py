@@ -1,5 +1,6 @@
 """`lsp finetune`: a classifier on an encoder, or from random weights."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,10 @@ def run(
         params = initialise(config, recipe.train.seed)
         if base is not None:
             params = adapt.fresh(_begun(params, config, sets.names, base, change.grow), params, change)
-        objective = Objective(adapt.loss(head.problem, change))
-        if change.grow and base is not None:
-            objective = Objective(adapt.held(incremental.remembering(base.config, change.keep), change), base.params)
         after = adapt.still(change.freeze) if change.freeze else None
-        teacher = base.config if change.grow and base else None
-        plan = labelled.plan(config, params, objective, sets, recipe, clock, after, teacher)
+        plan = labelled.plan(config, params, _objective(base, recipe), sets, recipe, clock, after)
+        if change.grow and base is not None:
+            plan = dataclasses.replace(plan, teacher=base.config)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         model = checkpoint.Model(config, fitted.params, words, sets.names)
@@ -84,6 +83,14 @@ def _growing(
     if recipe.adapt.r_drop:
         raise LspError("adapt.r_drop does not go together with adapt.grow.", hint="Leave one of them out.")
     return files._replace(names=tuple(base.labels))
+
+
+def _objective(base: checkpoint.Checkpoint | checkpoint.Model | None, recipe: recipes.Finetune) -> Objective:
+    """The labels, and where a classifier grows what its old self answers."""
+    if base is None or not recipe.adapt.grow:
+        return Objective(adapt.loss(recipe.head.problem, recipe.adapt))
+    remember = incremental.remembering(base.config, recipe.adapt.remember)
+    return Objective(adapt.held(remember, recipe.adapt), base.params)
 
 
 def _begun(

@@ -19,7 +19,7 @@ PROBLEMS: dict[Problem, str] = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-MOST_LAYERS = 1024
+MOST_LAYERS, MOST_LABELS = 1024, 1 << 20
 EPSILON = 1e-12  # of DistilBERT's norms, which its config does not say
 
 
@@ -117,11 +117,15 @@ def labels(table: Table) -> tuple[str, ...]:
     """The names of the outputs, in order. Raises LspError (exit 4)."""
     names = table.values.get("id2label")
     if names is None:
-        names = {str(index): f"LABEL_{index}" for index in range(table.whole("num_labels", 2))}
-    expected = {str(index) for index in range(len(names))}
-    if not isinstance(names, dict) or names.keys() != expected or not all(isinstance(n, str) for n in names.values()):
+        if (count := table.whole("num_labels", 2)) > MOST_LABELS:
+            raise table.wrong(f"num_labels is {count}")
+        return tuple(f"LABEL_{index}" for index in range(count))
+    if not isinstance(names, dict) or not names or names.keys() != {*map(str, range(len(names)))}:
         raise table.wrong("id2label is no table of names by their numbers from 0")
-    return tuple(names[str(index)] for index in range(len(names)))
+    ordered = tuple(names[str(index)] for index in range(len(names)))
+    if not all(isinstance(name, str) for name in ordered):
+        raise table.wrong("id2label has a name that is no text")
+    return ordered
 
 
 def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple[Family, dict[str, Any]]:
@@ -267,9 +271,9 @@ def _modern(table: Table) -> ModelConfig:
         raise table.wrong("layer_types or rope_parameters do not fit its layers")
     shaped = []
     for layer, kind in zip(layers, kinds, strict=True):
-        if kind not in bases:
+        if not isinstance(kind, str) or kind not in bases:
             raise table.wrong(f"layer_types holds {_shown(kind)}")
-        own = Table(table.path, rotary.get(kind) or {})
+        own = Table(table.path, of if isinstance(of := rotary.get(kind), dict) else {})
         own.only("rope_type", "default")
         base = own.number("rope_theta", table.number(*bases[kind]))
         window = table.whole("local_attention", 128) // 2 if kind == "sliding_attention" else 0
