@@ -45,9 +45,10 @@ def main() -> None:
     )  # fmt: skip
     save(out / "distilbert-words", transformers.DistilBertForMaskedLM(distilbert), words)
     save(out / "distilbert-classes", transformers.DistilBertForSequenceClassification(distilbert), words)
+    cls, sep = (words.token_to_id(name) for name in ("[CLS]", "[SEP]"))
     modern = transformers.ModernBertConfig(
         vocab_size=words.get_vocab_size() + 3, max_position_embeddings=40, local_attention=6, pad_token_id=0,
-        cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3, classifier_pooling="mean", **SMALL, **LABELS,
+        cls_token_id=cls, sep_token_id=sep, bos_token_id=cls, eos_token_id=sep, classifier_pooling="mean", **SMALL, **LABELS,
     )  # fmt: skip
     save(out / "modernbert-words", transformers.ModernBertForMaskedLM(modern), words)
     save(out / "modernbert-classes", transformers.ModernBertForSequenceClassification(modern), words)

@@ -1,5 +1,6 @@
 """Folders of others against what transformers computed with them (make_golden.py)."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -69,6 +70,33 @@ def answers(model: Model, batch: dict[str, np.ndarray], length: int) -> dict[str
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_what_is_written_is_what_was_read(name: str, tmp_path: Path) -> None:
+    model = huggingface.read(GOLDEN / name).model
+    assert sorted(huggingface.write(model, tmp_path)) == sorted(path.name for path in tmp_path.iterdir())
+    back = huggingface.read(tmp_path).model
+    assert back.config == model.config and back.labels == model.labels and back.tokenizer.hash == model.tokenizer.hash
+    for path, value in huggingface.flattened(model.params).items():
+        np.testing.assert_array_equal(huggingface.flattened(back.params)[path], value)
+    mine, theirs = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / name / "model.safetensors")
+    if not name.startswith("roberta"):  # written as a BERT, which it has become
+        for tensor, value in mine.items():
+            np.testing.assert_array_equal(value, theirs[tensor], err_msg=tensor)
+        config, old = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path, GOLDEN / name))
+        apart = {key for key in config.keys() & old.keys() if config[key] != old[key]}
+        assert apart <= {"attention_probs_dropout_prob", "attention_dropout", "seq_classif_dropout", "problem_type"}
+
+
+def test_what_no_published_model_is_like_is_refused(tmp_path: Path) -> None:
+    model = huggingface.read(GOLDEN / "bert-classes").model
+    uneven = (*model.config.layers[:-1], dataclasses.replace(model.config.layers[-1], feedforward=20))
+    for change, says in (({"layers": uneven}, "differ in shape"), ({"pooling": "mean"}, "mean of all tokens")):
+        with pytest.raises(LspError, match=says) as error:
+            huggingface.write(model._replace(config=dataclasses.replace(model.config, **change)), tmp_path)
+        assert error.value.code == Exit.USAGE
+    assert not list(tmp_path.iterdir())
+
+
 def test_labels_come_along() -> None:
     assert huggingface.read(GOLDEN / "roberta-classes").model.labels == ("no", "maybe", "yes")
 
@@ -134,6 +162,15 @@ def test_tensors_that_are_missing_or_left_over_are_named(folder: Path) -> None:
     refused(folder, lost)
     save_file(tensors | {"adapter.weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
     assert huggingface.read(folder).extra == ["adapter.weight"]
+
+
+def test_words_have_one_table(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["bert.embeddings.word_embeddings.weight"]
+    save_file(tensors | {"cls.predictions.decoder.weight": table.copy()}, folder / "model.safetensors")
+    assert not huggingface.read(folder).extra
+    save_file(tensors | {"cls.predictions.decoder.weight": table + 1}, folder / "model.safetensors")
+    refused(folder, "cls.predictions.decoder.weight is not the table")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,6 @@ def read(table: Table, family: Family) -> ModelConfig:
     else:
         table.only("position_embedding_type", "absolute", None)
         layers = _layers(table, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
-        types = table.whole("type_vocab_size", 2)
         config = ModelConfig(
             "bert",
             table.whole("vocab_size"),
@@ -91,7 +90,7 @@ def read(table: Table, family: Family) -> ModelConfig:
             table.whole("max_position_embeddings") - family.unused,
             head="none",
             dropout=table.number("hidden_dropout_prob", 0.1),
-            types=types if types > 1 else 0,  # the only one is added to every position
+            types=table.whole("type_vocab_size", 2),
             epsilon=table.number("layer_norm_eps", 1e-12),
             activation=ACTIVATIONS[table.only("hidden_act", *ACTIVATIONS)],
         )

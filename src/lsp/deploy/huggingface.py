@@ -26,6 +26,7 @@ from lsp.deploy.families import BERT, Family, Head, Names
 from lsp.deploy.layout import (
     BIAS,
     POSITIONS,
+    TYPES,
     VOCABULARY,
     Flat,
     Link,
@@ -47,7 +48,8 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = ("F64", "F32", "F16", "BF16")
 # What checkpoints hold beside their parameters: numbers from 0 on, and the embedding table a second time.
-REDUNDANT = ("position_ids", "inv_freq", "decoder.weight", "decoder.bias", "vocab_projector.weight")
+OUTPUT_TABLES = ("decoder.weight", "vocab_projector.weight")
+REDUNDANT = ("position_ids", "inv_freq", "decoder.bias", *OUTPUT_TABLES)
 ARCHITECTURES = {"bert": "Bert", "distilbert": "DistilBert", "modernbert": "ModernBert"}
 SUFFIXES = {
     ("words", True): "ForPreTraining",
@@ -108,12 +110,13 @@ def read(path: Path) -> Imported:
         flat: Flat = {}
         for link in linked:
             flat |= to_ours(link, [tensors[name] for name in link.theirs], config)
-        _settle(flat, family, words)
-        only_type = f"{prefix}embeddings.token_type_embeddings.weight"
-        if not config.types and only_type in tensors.names:
-            used.add(only_type)
-            flat[POSITIONS] = flat[POSITIONS] + tensors[only_type][:1]
-    extra = sorted(name for name in tensors.names.keys() - used if not name.endswith(REDUNDANT))
+        extra = sorted(name for name in tensors.names.keys() - used if not name.endswith(REDUNDANT))
+        if config.head == "words":
+            _refuse_untied(path, tensors, flat[VOCABULARY])
+    _settle(flat, family, words)
+    if config.types == 1:  # the only one is added to every position
+        flat[POSITIONS] = flat[POSITIONS] + flat.pop(TYPES)
+        config = dataclasses.replace(config, types=0)
     return Imported(Model(config, nested(flat), words, labels), extra)
 
 
@@ -132,7 +135,7 @@ def write(model: Model, out: Path) -> list[str]:
     for name in {VOCABULARY, BIAS} & flat.keys():
         flat[name] = published_order(flat[name], words)
     if POSITIONS in flat and family is BERT and not config.types:
-        flat["embeddings.types.table"] = np.zeros((1, config.width), np.float32)  # what BERT can't do without
+        flat[TYPES] = np.zeros((1, config.width), np.float32)  # what BERT can't do without
     wanted = {name: leaf.shape for name, leaf in flat.items()}
     encoder = {ours: prefixed(prefix, theirs) for ours, theirs in family.encoder.items()}
     tensors: Flat = {}
@@ -202,6 +205,17 @@ def _refuse_misfit(
                     f"{path}: {name} is {kind} {found}, and by {CONFIG} it is one of {', '.join(FLOATS)} {shape}.",
                     code=Exit.ARTIFACT,
                 )
+
+
+def _refuse_untied(path: Path, tensors: Tensors, table: np.ndarray) -> None:
+    """Raises LspError (exit 4) for words that are guessed by another table than the one they are read by."""
+    for name in tensors.names:
+        if name.endswith(OUTPUT_TABLES) and not np.array_equal(tensors[name], table):
+            raise LspError(
+                f"{path}: {name} is not the table of the embeddings, and in lsp words have one table.",
+                hint="An encoder without its words can be taken in: remove that head.",
+                code=Exit.ARTIFACT,
+            )
 
 
 def _head(family: Family, prefix: str, tensors: Tensors) -> Head:

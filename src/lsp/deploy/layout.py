@@ -15,7 +15,8 @@ from lsp.deploy.families import Names
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import shapes
 
-VOCABULARY, BIAS, POSITIONS = "embeddings.tokens.table", "words.bias", "embeddings.positions.table"
+VOCABULARY, BIAS = "embeddings.tokens.table", "words.bias"
+POSITIONS, TYPES = "embeddings.positions.table", "embeddings.types.table"
 Flat = dict[str, np.ndarray]
 
 
