@@ -14,7 +14,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = (
     "demo", "prepare", "data", "data peek", "pretrain", "import", "finetune",
     "compress", "compress quantize", "compress prune", "compress distill",
-    "evaluate", "predict", "export", "inspect", "plan", "plot", "verify", "verify resume", "replay", "doctor",
+    "evaluate", "predict", "explain", "export",
+    "inspect", "plan", "plot", "verify", "verify resume", "replay", "doctor",
 )  # fmt: skip
 CLI = """# The command line
 

@@ -24,6 +24,7 @@ OPTIONS = {
         *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget"],
         *["--coordinator", "--processes", "--process-id", "--tracker", "--overwrite", *JSON],
     ],
+    "explain": ["--from", "--label", "--html", "--text-column", *JSON],
     "import": ["--out", "--overwrite", *JSON],
     "export": ["--from", "--format", "--out", "--overwrite", *JSON],
     "finetune": [

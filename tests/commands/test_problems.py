@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lsp import LspError, checkpoint, recipe
-from lsp.commands import distill, evaluate, export, finetune, import_, predict
+from lsp.commands import distill, evaluate, explain, export, finetune, import_, predict
 from lsp.console import Progress
 from lsp.data.glue import split, task
 from lsp.data.tokenizer import train
@@ -65,8 +65,13 @@ def through_transformers_format(run: Path) -> None:
     assert predicted(run, source) == predicted(run.with_name(f"{run.name}-in"), source)
 
 
-def test_an_example_may_have_several_classes(tables: Path) -> None:
-    run = made(tables, "multi_label", "", dataclasses.replace(MODEL, preset="modern"))
+@pytest.fixture(scope="module")
+def several(tables: Path) -> Path:
+    return made(tables, "multi_label", "", dataclasses.replace(MODEL, preset="modern"))
+
+
+def test_an_example_may_have_several_classes(tables: Path, several: Path) -> None:
+    run = several
     errors = tables / "errors.jsonl"
     found = evaluate.run(run, [tables / "dev.tsv"], AUTO, ["f1=0.8"], QUIET, errors, ["country"])
     assert found["gates"][0]["passed"] and found["metrics"]["f1"] > 0.8
@@ -140,6 +145,28 @@ def test_the_best_evaluation_becomes_the_model(tables: Path) -> None:
         other = dataclasses.replace(plan, train=dataclasses.replace(wild, **change))
         with pytest.raises(LspError, match=says):
             finetune.run("scratch", tables / "no", other, files, tables / "words", OPTIONS)
+
+
+def test_explanations_name_the_words_that_count(tables: Path, several: Path) -> None:
+    run = several
+    (tables / "few.txt").write_text("the sun and <b> was\nwe saw the day\n")
+    page = tables / "why.html"
+    found = explain.run(run, str(tables / "few.txt"), AUTO, "sun", page, QUIET)
+    first = found["rows"][0]
+    weights = {word["word"]: word["weight"] for word in first["words"]}
+    assert list(weights) == ["the", "sun", "and", "<b>", "was"]
+    assert weights["sun"] > max(abs(weights[word]) for word in ("the", "and", "was"))
+    assert first["explained"] == "sun" and "sun" in first["label"]
+    assert sum(weights.values()) + first["gap"] == pytest.approx(first["value"] - first["baseline"], abs=1e-3)
+    shown = explain.render(found)
+    assert "sun(+" in shown and "missed" in shown
+    assert "&lt;b&gt;" in page.read_text() and "<b>was" not in page.read_text()
+    explain.run(run, str(tables / "few.txt"), AUTO, "", page, QUIET)
+    (tables / "mine.html").write_text("mine")
+    with pytest.raises(LspError, match="is there already"):
+        explain.run(run, str(tables / "few.txt"), AUTO, "", tables / "mine.html", QUIET)
+    with pytest.raises(LspError, match="no such label"):
+        explain.run(run, str(tables / "few.txt"), AUTO, "sunny", None, QUIET)
 
 
 def test_classes_can_weigh_the_same(tables: Path) -> None:

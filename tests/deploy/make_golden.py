@@ -48,7 +48,8 @@ def main() -> None:
     cls, sep = (words.token_to_id(name) for name in ("[CLS]", "[SEP]"))
     modern = transformers.ModernBertConfig(
         vocab_size=words.get_vocab_size() + 3, max_position_embeddings=40, local_attention=6, pad_token_id=0,
-        cls_token_id=cls, sep_token_id=sep, bos_token_id=cls, eos_token_id=sep, classifier_pooling="mean", **SMALL, **LABELS,
+        cls_token_id=cls, sep_token_id=sep, bos_token_id=cls, eos_token_id=sep, classifier_pooling="mean",
+        **SMALL, **LABELS,
     )  # fmt: skip
     save(out / "modernbert-words", transformers.ModernBertForMaskedLM(modern), words)
     save(out / "modernbert-classes", transformers.ModernBertForSequenceClassification(modern), words)

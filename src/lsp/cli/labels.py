@@ -328,3 +328,37 @@ def predict(
     except BrokenPipeError:
         console.hang_up()
     return Exit.DONE
+
+
+@app.command(short_help="Which words drove each answer.")
+def explain(
+    *,
+    begin: FromOpt,
+    source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
+    label: Annotated[
+        str, typer.Option("--label", metavar="NAME", help="Explain this class, not the likeliest one.")
+    ] = "",
+    page: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="A page to look at and to send.")] = None,
+    text_column: TextColumnOpt,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp explain --from runs/sst2 reviews.tsv --html why.html
+
+    Integrated gradients: what each word adds to the log odds of the answer, from
+    a text of [MASK]s to the text, and how much of it the words miss together.
+    """
+    if source == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise LspError("There is nothing to read.", hint="Name a file, or pipe one in: lsp explain --from RUN < FILE")
+    need(source, code=Exit.DATA)
+    need(begin)
+    if page is not None:
+        need(page.parent, code=Exit.USAGE)
+    from lsp.commands import explain as verb
+
+    found = verb.run(begin, source, (tuple(text_column), ""), label, page, console.Progress(quiet))
+    if as_json:
+        return report(found, as_json)
+    console.to_stdout(verb.render(found))
+    return Exit.DONE

@@ -1,7 +1,6 @@
 """`lsp data peek`: what a step of pretraining reads, as text: documents, masks, and what stands behind them."""
 
 import itertools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from lsp import LspError, console
 from lsp import recipe as recipes
 from lsp.data import batches, pairs, shards
 from lsp.data.masking import FIRST_WORD, Rates, drawing
-from lsp.data.tokenizer import CLS, MASK, PAD, SEP, SPECIALS, Tokenizer
+from lsp.data.tokenizer import CLS, MASK, PAD, SEP, SPECIALS, Tokenizer, spelt
 from lsp.train.labelled import counted
 
 if TYPE_CHECKING:
@@ -159,11 +158,7 @@ def _hidden(piece: str, shown: str, colour: bool) -> "Text":
 
 def _text(pieces: str) -> str:
     """Pieces as a terminal may have them: bytes put together to characters, and nothing that it would obey."""
-
-    def characters(match: re.Match[str]) -> str:
-        return bytes.fromhex(match[0].replace("<0x", "").replace(">", "")).decode(errors="backslashreplace")
-
-    text = re.sub("(<0x[0-9A-F]{2}>)+", characters, pieces).replace("▁", " ")
+    text = spelt(pieces).replace("▁", " ")
     return console.safe(text).replace("\n", "\\n").replace("\t", "\\t")
 
 

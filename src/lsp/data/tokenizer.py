@@ -82,6 +82,15 @@ class Tokenizer(ABC):
         """How each id is written; `▁` stands for a space, and `<0xE4>` for a byte."""
 
 
+def spelt(pieces: str) -> str:
+    """Pieces as they are written, with bytes put together to characters."""
+
+    def characters(match: re.Match[str]) -> str:
+        return bytes.fromhex(match[0].replace("<0x", "").replace(">", "")).decode(errors="backslashreplace")
+
+    return re.sub("(<0x[0-9A-F]{2}>)+", characters, pieces)
+
+
 class SentencePiece(Tokenizer):
     """A trained SentencePiece model."""
 

@@ -40,8 +40,12 @@ class Embeddings(nnx.Module):
         self.types = Table(config.types, config.width, rngs) if config.types else None
         self.norm = norm(config)
 
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None, shift_BTD: jax.Array | None
+    ) -> jax.Array:
         x_BTD = self.tokens(tokens_BT)
+        if shift_BTD is not None:
+            x_BTD = x_BTD + shift_BTD
         if self.positions is not None:
             x_BTD = x_BTD + self.positions(positions_BT)
         if self.types is not None:
@@ -165,15 +169,17 @@ class Model(nnx.Module):
         segments_BT: jax.Array,
         types_BT: jax.Array | None = None,
         key: jax.Array | None = None,
+        shift_BTD: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states [B, T, D]. `segments` is 0 on padding; `types` tells the texts of a pair apart (`bert`).
+        """Hidden states [B, T, D]. `segments` is 0 on padding; `types` tells the texts of a pair apart (`bert`);
+        `shift` is added to the embeddings of the tokens.
 
         `segments` [B, P, T / P] cut the rows into P pieces that neither see one another nor count on.
         """
         segments_BT = segments_BT.reshape(-1, segments_BT.shape[-1])
         positions_BT = attention.positions(segments_BT)
         places_BT = positions_BT.reshape(tokens_BT.shape)
-        x_BTD = self.embeddings(tokens_BT, places_BT, types_BT).astype(self.embeddings.norm.scale[...].dtype)
+        x_BTD = self.embeddings(tokens_BT, places_BT, types_BT, shift_BTD).astype(self.embeddings.norm.scale[...].dtype)
         keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
         x_BTD = hold(drop(x_BTD, self.config.dropout, keys[-1]), "BTD")
         turns = {}
@@ -204,10 +210,11 @@ class Model(nnx.Module):
         segments_BT: jax.Array,
         types_BT: jax.Array | None = None,
         key: jax.Array | None = None,
+        shift_BTD: jax.Array | None = None,
     ) -> jax.Array:
         """Logits over the classes [B, C], fp32, of rows that hold one example each."""
         keys = (None, None) if key is None else jax.random.split(key)
-        hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0])
+        hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD)
         if self.config.pooling == "cls":
             pooled_BD = hidden_BTD[:, 0]
         else:

@@ -1,0 +1,129 @@
+"""`lsp explain`: which words drove each answer, in the terminal and as a page."""
+
+import html
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsp import LspError, checkpoint, console, directory, nearest
+from lsp.compress.quantize import dequantize
+from lsp.data import batches, tasks
+from lsp.train import answers, labelled
+from lsp.train.attribution import CLOSE, Explainer, by_word
+from lsp.train.evaluate import Classifier
+
+MOST = 100  # texts
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>lsp explain</title>
+<style>body{{font:16px/1.6 system-ui,sans-serif;max-width:50em;margin:2em auto;padding:0 1em}}
+p{{border-top:1px solid #ccc;padding-top:.6em}}b{{font-weight:600}}small{{color:#666}}
+span{{border-radius:.2em;padding:.1em .15em}}</style>
+<p><b>{title}</b><br><small>Integrated gradients from a text of [MASK]s. Green speaks for the label, red against it.
+The numbers are log odds (of a regression, the value), and what the weights miss of their difference.</small></p>
+{rows}
+</html>
+"""
+
+
+def run(
+    start: Path, source: str, columns: labelled.Columns, label: str, page: Path | None, progress: Any
+) -> dict[str, Any]:
+    """For each of the first texts its answer and the weight of each word for it, or for `label`; `page` is for HTML.
+
+    Raises LspError (exit 2) for a label that is none, or a page that is there and none of ours.
+    """
+    base = checkpoint.open(start).expect("classes")
+    if label and label not in base.labels:
+        hint = f"The labels are: {', '.join(base.labels)}."
+        raise LspError(f"--label {label}: no such label.{nearest(label, base.labels)}", hint=hint)
+    if (
+        page is not None
+        and page.exists()
+        and "<title>lsp explain</title>" not in page.read_text(errors="replace")[:200]
+    ):
+        raise LspError(f"--html {page} is there already, and something else.", hint="Give another name.")
+    rows = list(_rows(base, source, columns, label, progress))
+    if page is not None:
+        body = "\n".join(map(_paragraph, rows))
+        directory.write_atomically(page, PAGE.format(title=html.escape(str(start)), rows=body))
+    loose = sum(abs(row["gap"]) > CLOSE * abs(row["value"] - row["baseline"]) for row in rows)
+    if loose:
+        progress.warn(f"of {loose} texts the weights miss more than {CLOSE:.0%} of what they should add up to")
+    return {"command": "explain", "from": str(start), "status": "complete", "examples": len(rows), "rows": rows}
+
+
+def _rows(
+    base: checkpoint.Checkpoint, source: str, columns: labelled.Columns, label: str, progress: Any
+) -> Iterator[dict[str, Any]]:
+    params, config = dequantize(base.params), base.config
+    explainer, classifier = Explainer(config, params), Classifier(config, batch_size=1)
+    texts = [texts for texts, _ in tasks.stream(source, columns[0])]
+    if len(texts) > MOST:
+        progress.warn(f"explaining the first {MOST} of {len(texts)} texts")
+    with progress.task("explaining", min(len(texts), MOST)) as task:
+        for number, text in enumerate(texts[:MOST]):
+            examples = batches.Examples(tasks.Table([text], [], base.labels), base.tokenizer, config.max_length)
+            logits = classifier.logits(params, examples)
+            (answer,) = answers.of(config.problem, base.labels, logits)
+            output = base.labels.index(label) if label else int(np.argmax(logits[0]))
+            tokens = examples.tokens[0]
+            types = (np.arange(len(tokens)) >= examples.seconds[0]).astype(np.int32) * (len(text) > 1)
+            found = explainer(tokens, types.astype(np.int32), output)
+            words = by_word(tokens, base.tokenizer.pieces(tokens), found.weights)
+            yield {
+                "label": answer["label"],
+                **({"probability": answer["probability"]} if "probability" in answer else {}),
+                "explained": base.labels[output] if base.labels else "value",
+                "words": [{"word": word, "weight": round(weight, 4)} for word, weight in words],
+                "value": round(found.value, 4),
+                "baseline": round(found.baseline, 4),
+                "gap": round(found.gap, 4),
+                "points": found.points,
+            }
+            task.update(number + 1)
+
+
+def render(found: dict[str, Any]) -> str:
+    """The rows for a person: words in colour on a terminal, elsewhere with their weights behind those that matter."""
+    from rich.console import Console
+    from rich.text import Text
+
+    out = Console(highlight=False)
+    colour = out.color_system is not None and not out.no_color
+    with out.capture() as captured:
+        for row in found["rows"]:
+            largest = max((abs(word["weight"]) for word in row["words"]), default=0.0) or 1.0
+            line = Text()
+            for word in row["words"]:
+                share = word["weight"] / largest
+                shown = console.safe(word["word"])
+                if colour and abs(share) >= 0.1:
+                    strength = round(80 + 140 * abs(share))
+                    tint = f"rgb({0 if share > 0 else strength},{strength if share > 0 else 0},0)"
+                    line.append(shown, f"white on {tint}")
+                else:
+                    line.append(shown if abs(share) < 0.1 else f"{shown}({word['weight']:+.2f})")
+                line.append(" ")
+            sure = f" {row['probability']:.3f}" if "probability" in row else ""
+            out.print(Text(f"{row['label']}{sure}", "bold"), _sum(row))
+            out.print(line, "\n")
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
+
+
+def _sum(row: dict[str, Any]) -> str:
+    return f"· {row['explained']}: {row['baseline']:+.2f} → {row['value']:+.2f}, {row['gap']:+.3f} missed"
+
+
+def _paragraph(row: dict[str, Any]) -> str:
+    largest = max((abs(word["weight"]) for word in row["words"]), default=0.0) or 1.0
+    words = []
+    for word in row["words"]:
+        share = word["weight"] / largest
+        tint = f"rgba({'0,160,60' if share > 0 else '210,40,40'},{abs(share) * 0.75:.2f})"
+        title = f"{word['weight']:+.3f}"
+        words.append(f'<span style="background:{tint}" title="{title}">{html.escape(word["word"])}</span>')
+    sure = f" {row['probability']:.3f}" if "probability" in row else ""
+    answer = f"<b>{html.escape(str(row['label']))}{sure}</b>"
+    return f"<p>{answer}<br>{' '.join(words)}<br><small>{html.escape(_sum(row))}</small></p>"
