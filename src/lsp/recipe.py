@@ -68,6 +68,7 @@ class Head:
 class NewHead(Head):
     problem: Problem = key("single_label", "what a label is: one class, several classes (names with commas between, or a list in `.jsonl`), or a number")
     class_weights: Literal["none", "balanced"] = key("none", "how much an example counts in training: as much as any, or the less the more examples of its class there are (`single_label` only)")
+    calibrate: bool = key(False, "probabilities are made as sure as they are right on the `--dev` file: the classifier is divided by a temperature (`single_label` only)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,6 +130,25 @@ def test_a_classifier_learns_new_classes_and_keeps_the_old_ones(tables: Path) ->
             finetune.run(start, tables / "no", wrong, both, tables / "words", OPTIONS)
 
 
+def test_probabilities_are_made_as_sure_as_they_are_right(tables: Path) -> None:
+    rows = [(" ".join(np.random.default_rng(n).choice(WORDS, 5)), "yes" if n % 3 else "no") for n in range(200)]
+    (tables / "noise.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in rows))
+    head = recipe.NewHead("mean", 0.0, calibrate=True)
+    modern = dataclasses.replace(MODEL, preset="modern")
+    plan = recipe.Finetune(model=modern, head=head, train=dataclasses.replace(TRAIN, steps=80))
+    files = Files(tables / "noise.tsv", tables / "noise.tsv")
+    made = finetune.run("scratch", tables / "sure", plan, files, tables / "words", OPTIONS)
+    loose = dataclasses.replace(plan, head=dataclasses.replace(head, calibrate=False))
+    plain = finetune.run("scratch", tables / "plain", loose, files, tables / "words", OPTIONS)
+    assert made["metrics"]["accuracy"] == plain["metrics"]["accuracy"]
+    assert made["metrics"]["loss"] <= plain["metrics"]["loss"] and made["temperature"] != 1
+    found = evaluate.run(tables / "sure", [tables / "noise.tsv"], AUTO, [], QUIET)
+    assert found["metrics"]["loss"] == pytest.approx(made["metrics"]["loss"], rel=1e-4)
+    other = dataclasses.replace(plan, head=dataclasses.replace(head, problem="multi_label"))
+    with pytest.raises(LspError, match="calibrate"):
+        finetune.run("scratch", tables / "no", other, files, tables / "words", OPTIONS)
+
+
 def test_the_best_evaluation_becomes_the_model(tables: Path) -> None:
     wild = dataclasses.replace(TRAIN, steps=80, learning_rate=0.1, evaluate_every=10, best="loss", patience=2)
     plan = recipe.Finetune(model=MODEL, head=recipe.NewHead("cls", 0.0, "regression"), train=wild)

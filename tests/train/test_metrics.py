@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from lsp.train import answers, metrics
 
@@ -44,6 +44,19 @@ def test_several_classes_are_counted_mark_by_mark() -> None:
     assert [row["examples"] for row in rows] == are.tolist()
     assert [row["precision"] for row in rows] == pytest.approx((hits / called).tolist())
     assert [row["recall"] for row in rows] == pytest.approx([*(hits[:3] / are[:3]), 0.0])
+
+
+def test_the_temperature_gives_the_smallest_cross_entropy() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 500)
+    logits = (4 * (np.eye(3)[labels] + random.normal(size=(500, 3)))).astype(np.float32)  # far too sure
+    found = metrics.temperature(logits, labels)
+    best = optimize.minimize_scalar(
+        lambda t: metrics.classification(logits / t, labels)["loss"], bounds=(0.05, 20), method="bounded"
+    )
+    assert found == pytest.approx(best.x, rel=1e-3) and found > 2
+    assert metrics.calibration_error(logits / found, labels) < metrics.calibration_error(logits, labels) / 2
+    assert metrics.temperature(logits / found, labels) == pytest.approx(1, rel=1e-3)
 
 
 @pytest.mark.parametrize("problem", ["multi_label", "regression"])

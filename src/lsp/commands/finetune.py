@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress.quantize import dequantize
+from lsp.data import batches
 from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import huggingface
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import adapt, incremental, labelled, trackers
+from lsp.train import adapt, incremental, labelled, metrics, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
@@ -57,15 +60,18 @@ def run(
             plan = dataclasses.replace(plan, teacher=base.config)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
-        model = checkpoint.Model(config, fitted.params, words, sets.names)
+        model, made = checkpoint.Model(config, fitted.params, words, sets.names), fitted.summary()
+        if head.calibrate:
+            model, measured = _calibrated(model, sets.dev)
+            made |= measured
         return checkpoint.finish(
             held,
             model,
             stage="finetune",
             step=fitted.step,
-            metrics=fitted.metrics,
+            metrics=made["metrics"],
             parents=[inputs["from"]] if base else [],
-            result=fitted.summary() | _remembered(base, model, files, how),
+            result=made | _remembered(base, model, files, how),
         )
 
 
@@ -110,6 +116,18 @@ def _begun(
     return fresh | kept
 
 
+def _calibrated(model: checkpoint.Model, dev: batches.Examples) -> tuple[checkpoint.Model, dict[str, Any]]:
+    """The classifier divided by the temperature that fits `dev`, and its metrics. Guesses stay as they are. Raises
+    LspError (exit 2) where an example has no single class."""
+    if model.config.problem != "single_label":
+        raise LspError(f"head.calibrate does not go together with {model.config.problem}.", hint="Leave it out.")
+    classifier = Classifier(model.config)
+    found = metrics.temperature(classifier.logits(model.params, dev), dev.labels)
+    divided = {name: leaf / np.float32(found) for name, leaf in model.params["classifier"].items()}
+    model = model._replace(params=model.params | {"classifier": divided})
+    return model, {"metrics": classifier.score(model.params, dev).metrics, "temperature": found}
+
+
 def _remembered(
     base: checkpoint.Checkpoint | checkpoint.Model | None,
     model: checkpoint.Model,
@@ -119,11 +137,11 @@ def _remembered(
     """With --old-dev what classifier and old self make of old examples."""
     if files.old_dev is None or base is None:
         return {}
-    metrics = {}
+    found = {}
     for name, each in (("before", base), ("after", model)):
         _, examples = labelled.read(files.old_dev, files.columns, tuple(each.labels), how._replace(grow=False))
-        metrics[name] = Classifier(each.config).score(each.params, examples).metrics
-    return {"old": metrics}
+        found[name] = Classifier(each.config).score(each.params, examples).metrics
+    return {"old": found}
 
 
 def _identity(start: str) -> str:

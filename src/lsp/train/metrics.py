@@ -115,6 +115,20 @@ def intervals(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray, seed:
     return {name: np.quantile([each[name] for each in drawn], tails).tolist() for name in names}
 
 
+def temperature(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
+    """What logits are to be divided by for the smallest cross-entropy (Guo et al., 2017), from 1/20 to 20. It is convex
+    in the inverse, so that the section that holds the smallest value can be cut by the golden ratio."""
+    low, high, golden = 0.05, 20.0, (5**0.5 - 1) / 2
+
+    def loss(inverse: float) -> float:
+        return classification(logits_NC.astype(np.float64) * inverse, labels_N)["loss"]
+
+    for _ in range(60):
+        one, other = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, other) if loss(one) < loss(other) else (one, high)
+    return 2 / (low + high)
+
+
 def calibration_error(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """How far the probability of a guess is from the share of such guesses that are right: the mean distance over 15
     equal bins of probability, weighted by their examples (Guo et al., 2017)."""
