@@ -1,0 +1,146 @@
+"""Finetuning and evaluating on SST-2 beside the Hugging Face Trainer: examples a second, in turns.
+
+    .venv/bin/python benchmarks/finetune_speed.py --data-root DATA --model MINILM --peer .peers/bin/python --out speed
+
+MINILM is a folder with all-MiniLM-L6-v2; DATA holds sst2/{train.tsv.gz,dev.tsv}. Both sides train `--steps` steps of 32
+examples with AdamW at 5e-5 in fp32 on two threads, on the same 32 · steps examples, padded to the longest of a batch,
+and then measure the dev set; `--rounds` times in turn. Rates of training leave out the first tenth of the steps. The
+peer's environment is that of benchmarks/peers.txt. Prints JSON: every round, and the ratios of the best and of the
+medians.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH, LENGTH, RATE, SKIPPED = 32, 128, 5e-5, 0.1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--peer", default="", help="a Python with transformers")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--lsp", default=str(Path(sys.executable).with_name("lsp")))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.peer:
+        print(json.dumps(trainer(args)))
+        return
+    lines = gzip.decompress((args.data_root / "sst2" / "train.tsv.gz").read_bytes()).decode().split("\n")
+    (args.out / "train.tsv").write_text("\n".join(lines[: 1 + BATCH * args.steps]) + "\n", encoding="utf-8")
+    found: dict[str, list[dict[str, float]]] = {"lsp": [], "trainer": []}
+    for number in range(args.rounds):
+        found["lsp"].append(ours(args, number))
+        line = [args.peer, __file__, "--data-root", args.data_root, "--model", args.model, "--out", args.out]
+        line += ["--steps", args.steps]
+        made = subprocess.run([*map(str, line)], stdout=subprocess.PIPE, check=True, text=True)
+        found["trainer"].append(json.loads(made.stdout.splitlines()[-1]))
+    ratios = {
+        f"{what}_{name}": of([each[what] for each in found["lsp"]]) / of([each[what] for each in found["trainer"]])
+        for what in ("train", "evaluate")
+        for name, of in (("best", max), ("median", statistics.median))
+    }
+    print(json.dumps({"examples_per_second": found, "ratios": ratios}, indent=1))
+
+
+def ours(args: argparse.Namespace, number: int) -> dict[str, float]:
+    run, dev = args.out / f"lsp-{number}", args.data_root / "sst2" / "dev.tsv"
+    settings = {
+        "train.steps": args.steps,
+        "train.batch_size": BATCH,
+        "train.learning_rate": RATE,
+        "train.log_every": 1,
+        "train.checkpoint_every": 10 * args.steps,
+        "data.sequence_length": LENGTH,
+    }
+    words = ["finetune", "--from", args.model, "--train", args.out / "train.tsv", "--dev", dev, "--out", run]
+    words += [f"--set={key}={value}" for key, value in settings.items()]
+    made = json.loads(called(args, words))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = {row["step"]: row["seconds"] for row in rows if "loss" in row}
+    first = round(SKIPPED * args.steps)
+    measured = json.loads(called(args, ["evaluate", "--from", run, "--data", dev]))
+    taken = steps[args.steps] - steps[first]
+    return {
+        "train": BATCH * (args.steps - first) / taken,
+        "evaluate": measured["examples_per_second"],
+        "accuracy": made["metrics"]["accuracy"],
+        "seconds": made["seconds"],
+    }
+
+
+def called(args: argparse.Namespace, words: list[Any]) -> str:
+    line = [args.lsp, *map(str, words), "--json", "--quiet"]
+    return subprocess.run(line, stdout=subprocess.PIPE, check=True, text=True).stdout
+
+
+def trainer(args: argparse.Namespace) -> dict[str, float]:
+    """The same by transformers' Trainer."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    import transformers
+
+    torch.set_num_threads(2)
+    transformers.logging.set_verbosity_error()
+    words = transformers.AutoTokenizer.from_pretrained(args.model)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2)
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
+        found = words([text for text, _ in rows], truncation=True, max_length=LENGTH)
+        each = zip(found["input_ids"], found["attention_mask"], rows, strict=True)
+        return [{"input_ids": i, "attention_mask": m, "labels": int(label)} for i, m, (_, label) in each]
+
+    train, dev = read(args.out / "train.tsv"), read(args.data_root / "sst2" / "dev.tsv")
+    at: dict[int, float] = {}
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **others: Any) -> None:
+            at[state.global_step] = time.perf_counter()
+
+    options = transformers.TrainingArguments(
+        output_dir=str(args.out / "trainer"),
+        per_device_train_batch_size=BATCH,
+        per_device_eval_batch_size=BATCH,
+        learning_rate=RATE,
+        max_steps=args.steps,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    made = transformers.Trainer(
+        model=model,
+        args=options,
+        train_dataset=train,
+        eval_dataset=dev,
+        data_collator=transformers.DataCollatorWithPadding(words),
+        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
+        callbacks=[Watch()],
+    )
+    made.train()
+    first = round(SKIPPED * args.steps)
+    began = time.perf_counter()
+    measured = made.evaluate()
+    seconds = time.perf_counter() - began
+    return {
+        "train": BATCH * (args.steps - first) / (at[args.steps] - at[first]),
+        "evaluate": len(dev) / seconds,
+        "accuracy": measured["eval_accuracy"],
+    }
+
+
+if __name__ == "__main__":
+    main()
