@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Everything CI checks. Arguments go to pytest: bash scripts/test.sh -m 'not slow' tests/test_cli.py
+# Everything CI checks. Arguments go to pytest: bash scripts/test.sh tests/test_cli.py
+# Left out are the tests marked slow, of lost processes and of a benchmark: bash scripts/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh --dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -m 'not slow' "$@"

@@ -9,7 +9,6 @@ import pytest
 FILE = Path(__file__).parent.parent / "benchmarks" / "faults.py"
 
 
-@pytest.mark.slow
 def test_no_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
     spec = importlib.util.spec_from_file_location("faults", FILE)
     assert spec is not None and spec.loader is not None

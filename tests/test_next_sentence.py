@@ -61,7 +61,7 @@ def test_the_pooler_goes_on_into_a_classifier(road: Path, tmp_path: Path, monkey
         finetune, "fit", lambda plan, *_: started.append(plan.params) or (_ for _ in ()).throw(KeyError)
     )
     (tmp_path / "train.tsv").write_text("sentence\tlabel\ncat ran\ta\ndog sat\tb\n")
-    plan = recipe.Finetune(head=recipe.Head(pooling="cls"), train=dataclasses.replace(TRAIN, steps=1))
+    plan = recipe.Finetune(head=recipe.NewHead(pooling="cls"), train=dataclasses.replace(TRAIN, steps=1))
     with pytest.raises(KeyError):
         files = Files(tmp_path / "train.tsv", tmp_path / "train.tsv")
         finetune.run(str(road / "encoder"), tmp_path / "out", plan, files, None, Options(QUIET))

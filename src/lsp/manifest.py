@@ -239,7 +239,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 def _bounded(file: BinaryIO, limit: int) -> bytes:
     data = file.read(limit + 1)
     if len(data) > limit:
-        raise OSError(errno.EFBIG, f"more than {limit >> 20} MiB")
+        raise OSError(errno.EFBIG, "too large")
     return data
 
 

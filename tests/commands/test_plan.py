@@ -39,7 +39,7 @@ def test_a_plan_adds_up() -> None:
     assert "warning" not in said
     memory = {row["kind"]: row["bytes"] for row in made["memory"]}
     # 512·64 words; 64·192 + 64·64 of attention and 3·64·128 of GeGLU are cut in four; norms and the head are whole.
-    split, whole = 512 * 64 + 4 * 64 * 64 + 3 * 64 * 128, 64 * 4 + 64 * 64 + 64 + 2 * 64
+    split, whole = 512 * 64 + 4 * 64 * 64 + 3 * 64 * 128, 64 * 3 + 64 * 64 + 64
     assert made["parameters"] == split + whole + 512
     assert memory["parameters"] == 4 * (split // 4 + whole + 512 // 2)  # the head's bias is cut by words only
     assert memory["optimizer"] == 2 * memory["parameters"] + 4

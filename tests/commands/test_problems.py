@@ -127,7 +127,7 @@ def test_a_classifier_learns_new_classes_and_keeps_the_old_ones(tables: Path) ->
         (str(tables / "two"), dataclasses.replace(growing, head=recipe.NewHead(problem="multi_label")), "problem"),
     ):
         with pytest.raises(LspError, match=says):
-            finetune.run(start, tables / "no", wrong, both, tables / "words", OPTIONS)
+            finetune.run(start, tables / "no-start", wrong, both, tables / "words", OPTIONS)
 
 
 def test_probabilities_are_made_as_sure_as_they_are_right(tables: Path) -> None:
@@ -146,7 +146,7 @@ def test_probabilities_are_made_as_sure_as_they_are_right(tables: Path) -> None:
     assert found["metrics"]["loss"] == pytest.approx(made["metrics"]["loss"], rel=1e-4)
     other = dataclasses.replace(plan, head=dataclasses.replace(head, problem="multi_label"))
     with pytest.raises(LspError, match="calibrate"):
-        finetune.run("scratch", tables / "no", other, files, tables / "words", OPTIONS)
+        finetune.run("scratch", tables / "no-best", other, files, tables / "words", OPTIONS)
 
 
 def test_the_best_evaluation_becomes_the_model(tables: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_best_evaluation_becomes_the_model(tables: Path) -> None:
     for change, says in (({"evaluate_every": 0}, "one only"), ({"best": ""}, "patience"), ({"average": 0.5}, "both")):
         other = dataclasses.replace(plan, train=dataclasses.replace(wild, **change))
         with pytest.raises(LspError, match=says):
-            finetune.run("scratch", tables / "no", other, files, tables / "words", OPTIONS)
+            finetune.run("scratch", tables / "no-sure", other, files, tables / "words", OPTIONS)
 
 
 def test_explanations_name_the_words_that_count(tables: Path, several: Path) -> None:
@@ -195,6 +195,7 @@ def test_classes_can_weigh_the_same(tables: Path) -> None:
     head = recipe.NewHead("cls", 0.0, class_weights="balanced")
     plan = recipe.Finetune(model=MODEL, head=head, train=dataclasses.replace(TRAIN, steps=1))
     seen: list[Any] = []
+    files = Files(tables / "few.tsv", tables / "few.tsv")
 
     def look(examples: Any, head: recipe.NewHead) -> None:
         weigh(examples, head)
@@ -204,7 +205,7 @@ def test_classes_can_weigh_the_same(tables: Path) -> None:
 
     weigh, labelled.weigh = labelled.weigh, look
     try:
-        finetune.run("scratch", tables / "few", plan, Files(*[tables / "few.tsv"] * 2), tables / "words", OPTIONS)
+        finetune.run("scratch", tables / "few", plan, files, tables / "words", OPTIONS)
     finally:
         labelled.weigh = weigh
     assert seen[0].weights[:3].tolist() == [5.0] * 3
@@ -212,7 +213,9 @@ def test_classes_can_weigh_the_same(tables: Path) -> None:
     assert sorted(seen[0].batch(np.array([0, 5]), 3)["weights"].tolist()) == pytest.approx([0, 30 / 54, 5])
     several = dataclasses.replace(plan, head=dataclasses.replace(head, problem="multi_label"))
     with pytest.raises(LspError, match="class_weights"):
-        finetune.run("scratch", tables / "no", several, Files(*[tables / "few.tsv"] * 2), tables / "words", OPTIONS)
+        finetune.run(
+            "scratch", tables / "no-weight", several, Files(*[tables / "few.tsv"] * 2), tables / "words", OPTIONS
+        )
 
 
 def test_tasks_know_their_files(tmp_path: Path) -> None:

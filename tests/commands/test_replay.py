@@ -84,7 +84,7 @@ def test_a_classifier_is_replayed_with_the_worst_text_first(corpus: Path, tmp_pa
     pretrain.run([str(corpus)], data, small, None, None, [], Options(QUIET))
     lines = [f"{text.split()[0]} {text.split()[1]}\t{i % 2}" for i, text in enumerate(corpus.read_text().split("\n\n"))]
     (tmp_path / "train.tsv").write_text("\n".join(["sentence\tlabel", *lines[:64]]) + "\n")
-    plan = recipe.Finetune(train=PLAN.train, data=recipe.Labelled(sequence_length=32), head=recipe.Head(dropout=0.0))
+    plan = recipe.Finetune(train=PLAN.train, data=recipe.Labelled(sequence_length=32), head=recipe.NewHead(dropout=0.0))
     files = (tmp_path / "train.tsv", tmp_path / "train.tsv")
     with pytest.raises(LspError, match="diverged"):
         finetune.run(str(data), tmp_path / "run", plan, Files(*files), None, Options(QUIET))

@@ -39,7 +39,7 @@ def mean(config: ModelConfig, loss: Any, params: Any, batch: Any, key: Any = Non
 def test_what_is_held_still_has_no_gradient_and_no_decay(small: Any) -> None:
     config, params, batch = small
     plain, held = (
-        jax.grad(lambda p, loss=loss: mean(config, loss, p, batch))(params)
+        jax.jit(jax.grad(lambda p, loss=loss: mean(config, loss, p, batch)))(params)
         for loss in (classification, adapt.loss("single_label", recipe.Adapt(freeze=1)))
     )
     updates, _ = adapt.still(1).update(jax.tree.map(jnp.ones_like, params), None)
@@ -106,7 +106,8 @@ def test_the_top_begins_anew(config: ModelConfig) -> None:
 def test_a_frozen_start_stays_bit_for_bit(small: Any) -> None:
     config, params, batch = small
     tx = optax.chain(optax.adamw(1e-2, weight_decay=0.1), adapt.still(2))
-    grads = jax.grad(lambda p: mean(config, adapt.loss("single_label", recipe.Adapt(freeze=2)), p, batch))(params)
+    loss = adapt.loss("single_label", recipe.Adapt(freeze=2))
+    grads = jax.jit(jax.grad(lambda p: mean(config, loss, p, batch)))(params)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = tx.update(grads, tx.init(params), params)
     after = optax.apply_updates(params, updates)
