@@ -217,5 +217,7 @@ def test_files_that_are_none_are_refused(folder: Path) -> None:
         refused(folder, "tokenizer.json")
     (folder / "tokenizer.json").unlink()
     refused(folder, "no tokenizer")
+    with pytest.raises(LspError, match="a published checkpoint is a folder"):
+        huggingface.digest(folder / "config.json")
     (folder / "config.json").write_bytes(b"[" * 100_000)
     refused(folder, "config.json")

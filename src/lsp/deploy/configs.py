@@ -240,9 +240,7 @@ def _activation(config: ModelConfig) -> str:
 
 
 def _not_theirs(why: str, hint: str = "") -> LspError:
-    return LspError(
-        f"No model of Hugging Face transformers is like this one: {why}.", hint=hint or "Export to another format."
-    )
+    return LspError(f"No model of Hugging Face transformers is like this one: {why}.", hint=hint)
 
 
 def _layers(table: Table, count: str, heads: str, width: str, feedforward: str) -> tuple[Layer, ...]:

@@ -291,6 +291,10 @@ def _settle(flat: Flat, family: Family, words: Tokenizer) -> None:
 
 def _weight_files(path: Path) -> list[Path]:
     """The safetensors of a folder. Raises LspError (exit 4)."""
+    if not path.is_dir():
+        raise LspError(f"{path} is a file, and a published checkpoint is a folder.", code=Exit.ARTIFACT)
+    if not recognised(path) and (path / "manifest.json").exists():
+        raise LspError(f"{path} is a run of lsp's already.", hint="Use it as it is.", code=Exit.ARTIFACT)
     if (path / WEIGHTS).is_file():
         return [path / WEIGHTS]
     if (path / INDEX).is_file():
