@@ -33,7 +33,7 @@ WRITTEN = (
     "rows",
     "parts",
     "blackbox",
-    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),  # an export
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),  # an export
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
 WORK = ("manifest.json", "params", "tokenizer", "rows", "train")

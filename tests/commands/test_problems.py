@@ -61,6 +61,8 @@ def through_transformers_format(run: Path) -> None:
     """The export, taken in again, answers as the run does."""
     export.run(run, run.with_name(f"{run.name}-out"), "huggingface", False, QUIET)
     import_.run(run.with_name(f"{run.name}-out"), run.with_name(f"{run.name}-in"), False, QUIET)
+    card = run.with_name(f"{run.name}-out").joinpath("README.md").read_text()
+    assert 'pipeline_tag: "text-classification"' in card and "| loss |" in card
     source = run.parent / "dev.tsv"
     assert predicted(run, source) == predicted(run.with_name(f"{run.name}-in"), source)
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from lsp import checkpoint, directory
 from lsp.deploy import huggingface
+from lsp.deploy.card import card
+
+README = "README.md"
 
 
 def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> dict[str, Any]:
@@ -18,7 +21,8 @@ def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> di
         if base.manifest["compression"]:
             progress.warn("what was compressed is written as float32: that format holds nothing smaller")
         model = checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)
-        files = huggingface.write(model, out)
+        files = [*huggingface.write(model, out), README]
+        directory.write_atomically(out / README, card(base.manifest, start.name))
         size = {"parameters": base.size()["parameters"], "bytes": sum((out / name).stat().st_size for name in files)}
         result = {"command": "export", "out": str(out), "status": "complete", "format": kind, "files": files, **size}
         directory.write_atomically(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
