@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/quality.py --data-root DATA --minutes 25 --out quality [--only plain,muon]
 
 DATA holds corpora/enwiki/{train,valid}.txt.xz and sst2/{train.tsv.gz,dev.tsv}. Changes are made to `PLAIN`, a fixed
-copy of what recipes/pretrain/mini.toml was. How many steps fit into `--minutes` is found first, in short runs that
-take turns, and then that many are made: so jobs beside a long run make it longer, not worse. `--steps` gives the
-steps of the first change instead, and the others as many as fit into its time. Each encoder is finetuned on SST-2
-with `--seeds` seeds. Commands, results and summary as in spine.py; run again, it goes on where it stopped.
+copy of what recipes/pretrain/mini.toml was before it had the best of them. How many steps fit into `--minutes` is found
+first, in short runs that take turns, and then that many are made: so jobs beside a long run make it longer, not worse.
+`--steps` gives the steps of the first change instead, and the others as many as fit into its time. Each encoder is
+finetuned on SST-2 with `--seeds` seeds. Commands, results and summary as in spine.py; run again, it goes on where it
+stopped.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from spine import BATCH, LENGTH, RECIPES, Bench
 PLAIN = {
     "model.preset": "modern",
     "data.mask_rate": 0.15,
+    "data.mask_rate_end": 0.0,
     "train.batch_size": BATCH,
     "train.learning_rate": 2e-3,
     "train.warmup": 0.06,
