@@ -78,7 +78,7 @@ class Adapt:
     r_drop: float = key(0.0, "weight of R-Drop: two passes with other dropout should answer alike; 0 means one pass")
     grow: bool = key(False, "a classifier keeps its classes, and learns those of the new examples besides")
     remember: float = key(1.0, "with `grow`, weight of answering for the old classes as before")
-    replay: float = key(0.01, "with `grow`, share of the `--old` examples that come again, so often that old classes are as frequent as new ones")
+    replay: float = key(0.01, "with `grow`, share of the `--old` examples that come again, so often that old classes are as frequent as new ones; a quarter of them is kept apart to balance old and new by")
     fgm: float = key(0.0, "how far FGM moves the token embeddings against the model, as the norm of the step; 0 means not at all")
 
 

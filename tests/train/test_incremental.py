@@ -25,15 +25,37 @@ def test_a_head_grows_by_columns() -> None:
 def test_replay_makes_old_classes_as_frequent_as_new_ones() -> None:
     old = Table([(f"old {n}",) for n in range(300)], [n % 3 for n in range(300)], ("a", "b", "c"))
     new = Table([(f"new {n}",) for n in range(90)], [3] * 60 + [4] * 30, ("a", "b", "c", "d", "e"))
-    both = incremental.with_replay(new, old, 0.05, seed=1)
-    assert both.texts[:90] == new.texts and both.labels[:90] == new.labels and both.names == new.names
-    again = Counter(zip(both.texts[90:], both.labels[90:], strict=True))
-    assert len(again) == 15 and len({*again.values()}) == 1
-    assert Counter(both.labels[90:]) == {0: 45, 1: 45, 2: 45}  # a new class has 45 on average
-    assert all(old.labels[int(text[0].split()[1])] == label for text, label in again)
-    assert incremental.with_replay(new, old, 0.05, seed=1) == both
-    assert incremental.with_replay(new, old, 0.05, seed=2) != both
-    assert {*incremental.with_replay(new, old, 1e-9, seed=1).labels} == {0, 1, 2, 3, 4}
+    both, apart = incremental.with_replay(new, old, 0.08, seed=1)
+    # 8 old examples a class: 6 to train on, 2 apart; as many new ones of each class apart.
+    assert Counter(apart.labels) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 2} and both.names == apart.names == new.names
+    assert not {*both.texts} & {*apart.texts} and {*new.texts} <= {*both.texts} | {*apart.texts}
+    again = Counter(text for text in both.texts if text[0].startswith("old"))
+    assert len(again) == 18 and len({*again.values()}) == 1
+    counts = Counter(both.labels)
+    assert counts[0] == counts[1] == counts[2] == 42 and counts[3] + counts[4] == 86  # 43 on average
+    named = {text: label for table in (old, new) for text, label in zip(table.texts, table.labels, strict=True)}
+    assert all(named[text] == label for t in (both, apart) for text, label in zip(t.texts, t.labels, strict=True))
+    assert incremental.with_replay(new, old, 0.08, seed=1) == (both, apart)
+    assert incremental.with_replay(new, old, 0.08, seed=2) != (both, apart)
+    few, none = incremental.with_replay(new, old, 1e-9, seed=1)
+    assert {*few.labels} == {0, 1, 2, 3, 4} and not none.texts
+
+
+def test_the_shift_balances_old_and_new() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 400)
+    logits = 3 * np.eye(4)[labels] + random.normal(size=(400, 4))
+    logits[:, 2:] += 5  # too readily new
+
+    def right(by: float) -> float:
+        moved = logits - by * (np.arange(4) >= 2)
+        hits = moved.argmax(1) == labels
+        return float(hits[labels < 2].mean() + hits[labels >= 2].mean())
+
+    found = incremental.shift(logits, labels, 2)
+    assert found == pytest.approx(5, abs=1)
+    assert right(found) == pytest.approx(max(right(by) for by in np.linspace(-10, 20, 3001)), abs=1e-9)
+    assert incremental.shift(logits[labels < 2], labels[labels < 2], 2) == 0
 
 
 def test_the_loss_adds_the_divergence_from_the_old_self(config: ModelConfig) -> None:

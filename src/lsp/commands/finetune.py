@@ -61,6 +61,9 @@ def run(
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         model, made = checkpoint.Model(config, fitted.params, words, sets.names), fitted.summary()
+        if change.grow and base is not None and sets.apart is not None and head.problem == "single_label":
+            model, measured = _balanced(model, base.config.classes, sets)
+            made |= measured
         if head.calibrate:
             model, measured = _calibrated(model, sets.dev)
             made |= measured
@@ -114,6 +117,16 @@ def _begun(
     if grow and not same:
         kept["classifier"] = incremental.grown(fresh["classifier"], old["classifier"])
     return fresh | kept
+
+
+def _balanced(model: checkpoint.Model, old: int, sets: labelled.Sets) -> tuple[checkpoint.Model, dict[str, Any]]:
+    """The classifier with its new classes as hard to get as its old ones, by examples it was not trained on."""
+    assert sets.apart is not None
+    classifier, head = Classifier(model.config), model.params["classifier"]
+    found = incremental.shift(classifier.logits(model.params, sets.apart), sets.apart.labels, old)
+    bias = np.asarray(head["bias"]) - found * (np.arange(len(head["bias"])) >= old).astype(np.float32)
+    model = model._replace(params=model.params | {"classifier": head | {"bias": bias.astype(np.float32)}})
+    return model, {"metrics": classifier.score(model.params, sets.dev).metrics, "shift": found}
 
 
 def _calibrated(model: checkpoint.Model, dev: batches.Examples) -> tuple[checkpoint.Model, dict[str, Any]]:

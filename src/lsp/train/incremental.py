@@ -1,6 +1,6 @@
 """A classifier that learns new classes, or from new examples, and does not forget the old ones: its head grows, it goes
-on answering for the old classes as it did (learning without forgetting: Li and Hoiem, 2016), and it sees a few old
-examples again.
+on answering for the old classes as it did (learning without forgetting: Li and Hoiem, 2016), it sees a few old examples
+again, and by others it is judged how much to prefer the old.
 
 Dimensions: B rows, D width, C classes.
 """
@@ -26,17 +26,61 @@ def grown(fresh: Tree, old: Tree) -> Tree:
     return {name: np.concatenate([old[name], fresh[name][..., old[name].shape[-1] :]], axis=-1) for name in fresh}
 
 
-def with_replay(new: Table, old: Table, share: float, seed: int) -> Table:
+def with_replay(new: Table, old: Table, share: float, seed: int) -> tuple[Table, Table]:
     """The new examples and a `share` of the old ones, the same each time, repeated until an old class comes as often as
-    a new one. At least one example of each old class is among them."""
-    by_class: dict[Any, list[int]] = {}
-    for row in np.random.default_rng(seed).permutation(len(old.texts)).tolist():
-        by_class.setdefault(str(old.labels[row]), []).append(row)
-    rows = [row for held in by_class.values() for row in held[: max(1, round(share * len(held)))]]
-    classes = max(1, len({str(label) for label in new.labels}))
-    times = max(1, round(len(new.texts) * len(by_class) / classes / len(rows)))
-    texts, labels = [old.texts[row] for row in rows], [old.labels[row] for row in rows]
-    return Table(new.texts + times * texts, new.labels + times * labels, new.names, new.groups)
+    a new one. And apart from those a quarter of that share, with as many new examples of each class, to find `shift`.
+
+    At least one example of each old class is trained on; the second table is empty where there are too few."""
+    random = np.random.default_rng(seed)
+    old_rows, new_rows = (_by_class(table, random) for table in (old, new))
+    drawn = {label: rows[: max(1, round(share * len(rows)))] for label, rows in old_rows.items()}
+    back = {label: rows[: len(rows) // 4] for label, rows in drawn.items()}
+    size = min(map(len, back.values()))
+    apart = {label: rows[:size] for label, rows in new_rows.items() if len(rows) > 2 * size}
+    kept = [row for label, rows in drawn.items() for row in rows[len(back[label]) :]]
+    left = np.setdiff1d(np.arange(len(new.texts)), [row for rows in apart.values() for row in rows]).tolist()
+    times = max(1, round(len(left) * len(drawn) / len(new_rows) / len(kept)))
+    trained = _joined(_rows(new, left), *[_rows(old, kept)] * times)
+    judged = [_rows(old, rows) for rows in back.values()] + [_rows(new, rows) for rows in apart.values()]
+    return trained, _joined(_rows(new, []), *judged)
+
+
+def _by_class(table: Table, random: np.random.Generator) -> dict[str, list[int]]:
+    """The rows of each class, shuffled."""
+    found: dict[str, list[int]] = {}
+    for row in random.permutation(len(table.texts)).tolist():
+        found.setdefault(str(table.labels[row]), []).append(row)
+    return found
+
+
+def _rows(table: Table, rows: list[int]) -> Table:
+    return Table([table.texts[row] for row in rows], [table.labels[row] for row in rows], table.names)
+
+
+def _joined(first: Table, *others: Table) -> Table:
+    texts, labels = list(first.texts), list(first.labels)
+    for other in others:
+        texts += other.texts
+        labels += other.labels
+    return Table(texts, labels, first.names)
+
+
+def shift(logits_NC: np.ndarray, labels_N: np.ndarray, old: int) -> float:
+    """What to take from the logits of the classes behind the first `old`, so that old and new examples, each side
+    counted as much as the other, are right as often as can be: a classifier that saw few old examples says too readily
+    that something is new (Wu et al., 2019). 0 where one side is missing."""
+    new_N = labels_N >= old
+    if new_N.all() or not new_N.any():
+        return 0.0
+    # An example is right if its side wins, and it is the right one of its side.
+    margin_N = logits_NC[:, old:].max(1) - logits_NC[:, :old].max(1)
+    best_N = np.where(new_N, old + logits_NC[:, old:].argmax(1), logits_NC[:, :old].argmax(1))
+    weight_N = (best_N == labels_N) / np.where(new_N, new_N.sum(), (~new_N).sum())
+    cuts = np.sort(margin_N)
+    between = np.concatenate([[cuts[0] - 1], (cuts[1:] + cuts[:-1]) / 2, [cuts[-1] + 1]])
+    right = [float(weight_N[(margin_N > cut) == new_N].sum()) for cut in between]
+    best = np.flatnonzero(np.isclose(right, max(right)))
+    return float(between[best[len(best) // 2]])
 
 
 def remembering(old: ModelConfig, strength: float) -> Loss:

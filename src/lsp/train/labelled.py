@@ -47,6 +47,7 @@ class Sets:
     train: batches.Examples
     dev: batches.Examples
     names: tuple[str, ...]
+    apart: batches.Examples | None = None  # of old and new classes alike, to judge a classifier that grew
 
 
 class Reading(NamedTuple):
@@ -77,14 +78,16 @@ def read(
 def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
     """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
     table, examples = read(files.train, files.columns, files.names, how)
+    apart = None
     if files.old and replay:
         before, _ = read(files.old, files.columns, files.names, how)
-        both = incremental.with_replay(table, before, replay, seed)
-        progress.say(f"{len(both.texts) - len(table.texts):,} of {len(both.texts):,} training examples are old ones")
+        both, judged = incremental.with_replay(table, before, replay, seed)
+        progress.say(f"training on {len(both.texts):,} examples, old ones among them as often as new ones")
         examples = batches.Examples(both, how.words, how.length, how.problem)
+        apart = batches.Examples(judged, how.words, how.length, how.problem) if judged.texts else None
     if examples.cut:
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
-    return Sets(examples, read(files.dev, files.columns, table.names, how)[1], table.names)
+    return Sets(examples, read(files.dev, files.columns, table.names, how)[1], table.names, apart)
 
 
 def weigh(examples: batches.Examples, head: recipes.NewHead) -> None:
