@@ -3,9 +3,10 @@
 What a config may ask for and lsp does not have is refused, not passed over.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lsp import Exit, LspError, nearest
 from lsp.data.published import Published
@@ -21,6 +22,28 @@ PROBLEMS: dict[Problem, str] = {
 }
 MOST_LAYERS, MOST_LABELS = 1024, 1 << 20
 EPSILON = 1e-12  # of DistilBERT's norms, which its config does not say
+
+
+class Keys(NamedTuple):
+    """What a family calls what all have."""
+
+    layers: str
+    heads: str
+    width: str
+    feedforward: str
+    activation: str
+    dropout: str
+
+
+_BERT = Keys(
+    "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "hidden_act", "hidden_dropout_prob"
+)
+KEYS = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "distilbert": Keys("n_layers", "n_heads", "dim", "hidden_dim", "activation", "dropout"),
+    "modernbert": _BERT._replace(activation="hidden_activation", dropout="mlp_dropout"),
+}
 
 
 class Table:
@@ -63,37 +86,18 @@ def family(table: Table) -> Family:
 
 def read(table: Table, family: Family) -> ModelConfig:
     """The encoder, without a head. Raises LspError (exit 4)."""
-    if family is MODERNBERT:
-        config = _modern(table)
-    elif family is DISTILBERT:
-        layers = _layers(table, "n_layers", "n_heads", "dim", "hidden_dim")
-        config = ModelConfig(
-            "bert",
-            table.whole("vocab_size"),
-            table.whole("dim"),
-            layers,
-            table.whole("max_position_embeddings"),
-            head="none",
-            dropout=table.number("dropout", 0.1),
-            types=0,
-            activation=ACTIVATIONS[table.only("activation", *ACTIVATIONS)],
-            pooler_activation="relu",
-        )
-    else:
-        table.only("position_embedding_type", "absolute", None)
-        layers = _layers(table, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
-        config = ModelConfig(
-            "bert",
-            table.whole("vocab_size"),
-            table.whole("hidden_size"),
-            layers,
-            table.whole("max_position_embeddings") - family.unused,
-            head="none",
-            dropout=table.number("hidden_dropout_prob", 0.1),
-            types=table.whole("type_vocab_size", 2),
-            epsilon=table.number("layer_norm_eps", 1e-12),
-            activation=ACTIVATIONS[table.only("hidden_act", *ACTIVATIONS)],
-        )
+    keys = KEYS[family.model_type]
+    shape: dict[str, Any] = {
+        "preset": "modern" if family is MODERNBERT else "bert",
+        "vocab_size": table.whole("vocab_size"),
+        "width": table.whole(keys.width),
+        "layers": _layers(table, keys),
+        "max_length": table.whole("max_position_embeddings") - family.unused,
+        "head": "none",
+        "dropout": table.number(keys.dropout, 0.0 if family is MODERNBERT else 0.1),
+        "activation": ACTIVATIONS[table.only(keys.activation, *ACTIVATIONS)],
+    }
+    config = ModelConfig(**shape | OWN[family.model_type](table))
     try:
         config.check()
     except ValueError as error:
@@ -135,12 +139,20 @@ def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple
     if any((layer.heads, layer.head_size, layer.feedforward) != (one.heads, one.head_size, one.feedforward)
            for layer in config.layers) or one.heads * one.head_size != config.width:  # fmt: skip
         raise _not_theirs("its layers differ in shape, as pruning makes them")
-    if config.preset == "modern":
-        family, table = MODERNBERT, _write_modern(config)
-    elif config.pooler_activation == "relu":
-        family, table = DISTILBERT, _write_distilbert(config)
-    else:
-        family, table = BERT, _write_bert(config)
+    bert = DISTILBERT if config.pooler_activation == "relu" else BERT
+    family = MODERNBERT if config.preset == "modern" else bert
+    keys = KEYS[family.model_type]
+    table: dict[str, Any] = {
+        "model_type": family.model_type,
+        keys.width: config.width,
+        keys.layers: len(config.layers),
+        keys.heads: one.heads,
+        keys.feedforward: one.feedforward,
+        keys.activation: "gelu" if config.activation == "gelu" else "gelu_pytorch_tanh",
+        keys.dropout: config.dropout,
+        "max_position_embeddings": config.max_length,
+    }
+    table |= WRITE_OWN[family.model_type](config)
     if config.preset == "bert" and config.head == "classes" and config.pooling != "cls":
         raise _not_theirs(
             "its classes read the mean of all tokens", "Train it with --set head.pooling=cls, or use preset `modern`."
@@ -159,19 +171,10 @@ def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple
 
 
 def _write_bert(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
     return {
-        "model_type": "bert",
-        "hidden_size": config.width,
-        "num_hidden_layers": len(config.layers),
-        "num_attention_heads": layer.heads,
-        "intermediate_size": layer.feedforward,
-        "hidden_act": _activation(config),
-        "max_position_embeddings": config.max_length,
         "position_embedding_type": "absolute",
         "type_vocab_size": max(config.types, 1),
         "layer_norm_eps": config.epsilon,
-        "hidden_dropout_prob": config.dropout,
         "attention_probs_dropout_prob": 0.0,
     }
 
@@ -179,24 +182,10 @@ def _write_bert(config: ModelConfig) -> dict[str, Any]:
 def _write_distilbert(config: ModelConfig) -> dict[str, Any]:
     if config.epsilon != EPSILON:
         raise _not_theirs(f"DistilBERT's epsilon is {EPSILON}, and this model's {config.epsilon}")
-    layer = config.layers[0]
-    return {
-        "model_type": "distilbert",
-        "dim": config.width,
-        "n_layers": len(config.layers),
-        "n_heads": layer.heads,
-        "hidden_dim": layer.feedforward,
-        "activation": _activation(config),
-        "max_position_embeddings": config.max_length,
-        "sinusoidal_pos_embds": False,
-        "dropout": config.dropout,
-        "attention_dropout": 0.0,
-        "seq_classif_dropout": config.dropout,
-    }
+    return {"sinusoidal_pos_embds": False, "attention_dropout": 0.0, "seq_classif_dropout": config.dropout}
 
 
 def _write_modern(config: ModelConfig) -> dict[str, Any]:
-    layer = config.layers[0]
     kinds = ["sliding_attention" if each.window else "full_attention" for each in config.layers]
     seen = {kind: {(each.window, each.rotary_base) for each, k in zip(config.layers, kinds, strict=True) if k == kind}
             for kind in kinds}  # fmt: skip
@@ -209,19 +198,12 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
     every = len(kinds) if "sliding_attention" in kinds else 1
     every = next((n for n in range(1, every) if all((i % n > 0) == (k[0] == "s") for i, k in enumerate(kinds))), every)
     return {
-        "model_type": "modernbert",
-        "hidden_size": config.width,
-        "num_hidden_layers": len(config.layers),
-        "num_attention_heads": layer.heads,
-        "intermediate_size": layer.feedforward,
-        "hidden_activation": _activation(config),
-        "max_position_embeddings": config.max_length,
         "norm_eps": config.epsilon,
         **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False),
         "decoder_bias": True,
         "classifier_activation": "gelu",
         "classifier_pooling": config.pooling,
-        **dict.fromkeys(("embedding_dropout", "mlp_dropout", "classifier_dropout"), config.dropout),
+        **dict.fromkeys(("embedding_dropout", "classifier_dropout"), config.dropout),
         "local_attention": 2 * window,
         "layer_types": kinds,
         "rope_parameters": {
@@ -235,29 +217,37 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _activation(config: ModelConfig) -> str:
-    return "gelu" if config.activation == "gelu" else "gelu_pytorch_tanh"
+WRITE_OWN = {"bert": _write_bert, "distilbert": _write_distilbert, "modernbert": _write_modern}
 
 
 def _not_theirs(why: str, hint: str = "") -> LspError:
     return LspError(f"No model of Hugging Face transformers is like this one: {why}.", hint=hint)
 
 
-def _layers(table: Table, count: str, heads: str, width: str, feedforward: str) -> tuple[Layer, ...]:
-    number, sizes = table.whole(count), (table.whole(width), table.whole(heads))
+def _layers(table: Table, keys: Keys) -> tuple[Layer, ...]:
+    number, width, heads = (table.whole(key) for key in (keys.layers, keys.width, keys.heads))
     if not 0 < number <= MOST_LAYERS:
-        raise table.wrong(f"{count} is {number}")
-    if not sizes[1] or sizes[0] % sizes[1]:
-        raise table.wrong(f"{width} = {sizes[0]} can't be split over {heads} = {sizes[1]}")
-    return (Layer(sizes[1], sizes[0] // sizes[1], table.whole(feedforward)),) * number
+        raise table.wrong(f"{keys.layers} is {number}")
+    if not heads or width % heads:
+        raise table.wrong(f"{keys.width} = {width} can't be split over {keys.heads} = {heads}")
+    return (Layer(heads, width // heads, table.whole(keys.feedforward)),) * number
 
 
-def _modern(table: Table) -> ModelConfig:
+def _own_of_bert(table: Table) -> dict[str, Any]:
+    table.only("position_embedding_type", "absolute", None)
+    return {"types": table.whole("type_vocab_size", 2), "epsilon": table.number("layer_norm_eps", 1e-12)}
+
+
+def _own_of_distilbert(table: Table) -> dict[str, Any]:
+    return {"types": 0, "epsilon": EPSILON, "pooler_activation": "relu"}
+
+
+def _own_of_modernbert(table: Table) -> dict[str, Any]:
     for key in ("norm_bias", "mlp_bias", "attention_bias", "classifier_bias"):
         table.only(key, False)
     table.only("classifier_activation", "gelu")
     table.only("decoder_bias", True)
-    layers = _layers(table, "num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size")
+    layers = _layers(table, KEYS["modernbert"])
     every = table.whole("global_attn_every_n_layers", 3) or 1
     kinds = table.values.get("layer_types") or [
         "sliding_attention" if number % every else "full_attention" for number in range(len(layers))
@@ -274,19 +264,21 @@ def _modern(table: Table) -> ModelConfig:
         own.only("rope_type", "default")
         base = own.number("rope_theta", table.number(*bases[kind]))
         window = table.whole("local_attention", 128) // 2 if kind == "sliding_attention" else 0
-        shaped.append(Layer(layer.heads, layer.head_size, layer.feedforward, window, base))
-    return ModelConfig(
-        "modern",
-        table.whole("vocab_size"),
-        table.whole("hidden_size"),
-        tuple(shaped),
-        table.whole("max_position_embeddings"),
-        head="none",
-        pooling=table.only("classifier_pooling", "cls", "mean"),
-        dropout=table.number("mlp_dropout", 0.0),
-        epsilon=table.number("norm_eps", 1e-5),
-        activation=ACTIVATIONS[table.only("hidden_activation", *ACTIVATIONS)],
-    )
+        shaped.append(dataclasses.replace(layer, window=window, rotary_base=base))
+    return {
+        "layers": tuple(shaped),
+        "pooling": table.only("classifier_pooling", "cls", "mean"),
+        "epsilon": table.number("norm_eps", 1e-5),
+    }
+
+
+# What a family's config says beside the keys that all have.
+OWN = {
+    "bert": _own_of_bert,
+    "roberta": _own_of_bert,
+    "distilbert": _own_of_distilbert,
+    "modernbert": _own_of_modernbert,
+}
 
 
 def _shown(value: Any) -> str:

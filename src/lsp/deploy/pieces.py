@@ -23,7 +23,7 @@ def converted(words: Tokenizer, types: int) -> Published:
     """
     if isinstance(words, Published):
         return words
-    proto: Any = sentencepiece_model_pb2.ModelProto.FromString(words.model)  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto.FromString(words.model)
     unigram = proto.trainer_spec.model_type == UNIGRAM
     made = tokenizers.Tokenizer(_unigram(proto) if unigram else _byte_pairs(proto))
     normal = [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
