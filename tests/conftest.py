@@ -1,6 +1,8 @@
 """Strict types for every test: an implicit promotion is an error."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lsp.model.config import Layer, ModelConfig
@@ -12,3 +14,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 def config(request: pytest.FixtureRequest) -> ModelConfig:
     """A small model whose layers differ, as pruning leaves them."""
     return ModelConfig(request.param, 300, 16, (Layer(2, 8, 24), Layer(1, 8, 40)), max_length=32)
+
+
+@pytest.fixture
+def examples() -> dict[str, jax.Array]:
+    """A batch of three labelled rows, and a fourth that only fills it."""
+    return {
+        "tokens": jnp.asarray(np.random.default_rng(0).integers(5, 300, (4, 9)), jnp.int32),
+        "segments": jnp.ones((4, 9), jnp.int32),
+        "types": jnp.zeros((4, 9), jnp.int32),
+        "labels": jnp.asarray([0, 1, 2, 1], jnp.int32),
+        "weights": jnp.asarray([1, 1, 1, 0], jnp.float32),
+    }

@@ -18,17 +18,9 @@ from lsp.train.objectives import classification, divergence
 
 
 @pytest.fixture
-def small(config: ModelConfig) -> tuple[ModelConfig, Any, dict[str, jax.Array]]:
+def small(config: ModelConfig, examples: dict[str, jax.Array]) -> tuple[ModelConfig, Any, dict[str, jax.Array]]:
     config = config.classifier(3, "cls", 0.0)
-    random = np.random.default_rng(0)
-    batch = {
-        "tokens": jnp.asarray(random.integers(5, 300, (4, 9)), jnp.int32),
-        "segments": jnp.ones((4, 9), jnp.int32),
-        "types": jnp.zeros((4, 9), jnp.int32),
-        "labels": jnp.asarray([0, 1, 2, 1], jnp.int32),
-        "weights": jnp.asarray([1, 1, 1, 0], jnp.float32),
-    }
-    return config, initialise(config, 0), batch
+    return config, initialise(config, 0), examples
 
 
 def mean(config: ModelConfig, loss: Any, params: Any, batch: Any, key: Any = None) -> Any:

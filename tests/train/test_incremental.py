@@ -3,7 +3,6 @@
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -58,24 +57,16 @@ def test_the_shift_balances_old_and_new() -> None:
     assert incremental.shift(logits[labels < 2], labels[labels < 2], 2) == 0
 
 
-def test_the_loss_adds_the_divergence_from_the_old_self(config: ModelConfig) -> None:
+def test_the_loss_adds_the_divergence_from_the_old_self(config: ModelConfig, examples: dict[str, jax.Array]) -> None:
     old, new = config.classifier(2, "cls", 0.0), config.classifier(3, "cls", 0.0)
     frozen, params = (jax.tree.map(lambda leaf: 6 * leaf, initialise(c, n)) for n, c in enumerate((old, new)))
-    random = np.random.default_rng(0)
-    batch = {
-        "tokens": jnp.asarray(random.integers(5, 300, (4, 9)), jnp.int32),
-        "segments": jnp.ones((4, 9), jnp.int32),
-        "types": jnp.zeros((4, 9), jnp.int32),
-        "labels": jnp.asarray([0, 1, 2, 1], jnp.int32),
-        "weights": jnp.asarray([1, 1, 1, 0], jnp.float32),
-    }
-    inputs = batch["tokens"], batch["segments"], batch["types"]
+    inputs = examples["tokens"], examples["segments"], examples["types"]
     wanted, found = (
         np.asarray(nnx.merge(graphdef(c), p).classify(*inputs), np.float64) for c, p in ((old, frozen), (new, params))
     )
     p, q = (special.log_softmax(logits[:, :2] / 2, axis=1) for logits in (wanted, found))
     apart = 4 * (np.exp(p) * (p - q)).sum(1)
-    cross = -special.log_softmax(found, axis=1)[np.arange(4), np.asarray(batch["labels"])]
-    mean, metrics = incremental.remembering(old, 0.5)(nnx.merge(graphdef(new), params), frozen, batch, None)
+    cross = -special.log_softmax(found, axis=1)[np.arange(4), np.asarray(examples["labels"])]
+    mean, metrics = incremental.remembering(old, 0.5)(nnx.merge(graphdef(new), params), frozen, examples, None)
     assert float(mean.total / mean.count) == pytest.approx((cross + 0.5 * apart)[:3].mean(), rel=1e-4)
     assert float(metrics["drift"].total) == pytest.approx(apart[:3].sum(), rel=1e-3)
