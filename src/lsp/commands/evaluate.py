@@ -40,13 +40,14 @@ def run(
         raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
     base = checkpoint.open(start).expect("classes")
     how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
-    table, examples = labelled.read(data[0], columns, base.labels, how, slices)
+    table = labelled.read_table(data[0], columns, base.labels, how, slices)
+    examples = how.examples(table)
     progress.say(f"evaluating {len(examples)} examples")
     classifier = Classifier(base.config)
     scores = classifier.score(base.params, examples)
     found = dict(scores.metrics)
     for other in data[1:]:
-        also = classifier.score(base.params, labelled.read(other, columns, base.labels, how)[1]).metrics
+        also = classifier.score(base.params, labelled.read(other, columns, base.labels, how)).metrics
         found |= {f"{other.name.partition('.')[0].rpartition('_')[2]}_{name}": value for name, value in also.items()}
     problem, logits, labels = base.config.problem, scores.logits, examples.labels
     if errors is not None:

@@ -152,7 +152,7 @@ def _remembered(
         return {}
     found = {}
     for name, each in (("before", base), ("after", model)):
-        _, examples = labelled.read(files.old_dev, files.columns, tuple(each.labels), how._replace(grow=False))
+        examples = labelled.read(files.old_dev, files.columns, tuple(each.labels), how._replace(grow=False))
         found[name] = Classifier(each.config).score(each.params, examples).metrics
     return {"old": found}
 
@@ -170,10 +170,10 @@ def _base(start: str, progress: Any) -> checkpoint.Checkpoint | checkpoint.Model
         return None
     if not huggingface.recognised(Path(start)):
         return checkpoint.open(Path(start))
-    model, extra = huggingface.read(Path(start))
-    if extra:
-        progress.warn(f"{start}: {len(extra)} tensors are no part of the model: {huggingface.listed(extra)}")
-    return model
+    taken = huggingface.read(Path(start))
+    if remark := taken.remark():
+        progress.warn(f"{start}: {remark}")
+    return taken.model
 
 
 def _tokenizer(place: Path | None) -> Tokenizer:

@@ -13,15 +13,15 @@ def run(start: Path, out: Path, overwrite: bool, progress: Any) -> dict[str, Any
     with directory.claim(out, command="import", recipe="", inputs=inputs, overwrite=overwrite) as held:
         if held.complete:
             return held.result()
-        model, extra = huggingface.read(start)
-        if extra:
-            progress.warn(f"{len(extra)} tensors are no part of the model: {huggingface.listed(extra)}")
+        taken = huggingface.read(start)
+        if remark := taken.remark():
+            progress.warn(remark)
         return checkpoint.finish(
             held,
-            model,
+            taken.model,
             stage="import",
             step=0,
             metrics={},
             parents=[inputs["from"]],
-            result={"head": model.config.head, "labels": list(model.labels), "unused": extra},
+            result={"head": taken.model.config.head, "labels": list(taken.model.labels), "unused": taken.extra},
         )

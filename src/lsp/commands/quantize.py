@@ -33,7 +33,7 @@ def run(
         after: dict[str, Any] = {}
         if dev is not None:
             how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
-            _, examples = labelled.read(dev, columns, base.labels, how)
+            examples = labelled.read(dev, columns, base.labels, how)
             classifier = Classifier(base.config)
             progress.say("measuring before and after")
             before |= classifier.score(base.params, examples).summary()

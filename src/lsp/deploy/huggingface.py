@@ -71,6 +71,10 @@ class Imported(NamedTuple):
     model: Model
     extra: list[str]
 
+    def remark(self) -> str:
+        """What to tell of tensors that are left over; empty where none are."""
+        return f"{len(self.extra)} tensors are no part of the model: {listed(self.extra)}" if self.extra else ""
+
 
 def recognised(path: Path) -> bool:
     """Whether a folder holds such a checkpoint: no run of ours has a config.json."""

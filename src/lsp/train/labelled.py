@@ -58,12 +58,15 @@ class Reading(NamedTuple):
     problem: recipes.Problem = "single_label"
     grow: bool = False  # classes that are not among the names follow them
 
+    def examples(self, table: tasks.Table) -> batches.Examples:
+        return batches.Examples(table, self.words, self.length, self.problem)
 
-def read(
+
+def read_table(
     path: Path, columns: Columns, names: tuple[str, ...] | None, how: Reading, slices: Sequence[str] = ()
-) -> tuple[tasks.Table, batches.Examples]:
-    """A file, and its examples. Its labels are `names`, or its own where that is None. Raises LspError (exit 3)."""
-    table = tasks.read(
+) -> tasks.Table:
+    """A file whose labels are `names`, or its own where that is None. Raises LspError (exit 3)."""
+    return tasks.read(
         path,
         text_columns=columns[0],
         label_column=columns[1],
@@ -72,22 +75,25 @@ def read(
         slices=slices,
         grow=how.grow,
     )
-    return table, batches.Examples(table, how.words, how.length, how.problem)
+
+
+def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Reading) -> batches.Examples:
+    """The examples of such a file."""
+    return how.examples(read_table(path, columns, names, how))
 
 
 def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
     """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
-    table, examples = read(files.train, files.columns, files.names, how)
-    apart = None
+    table, apart = read_table(files.train, files.columns, files.names, how), None
     if files.old and replay:
-        before, _ = read(files.old, files.columns, files.names, how)
-        both, judged = incremental.with_replay(table, before, replay, seed)
-        progress.say(f"training on {len(both.texts):,} examples, old ones among them as often as new ones")
-        examples = batches.Examples(both, how.words, how.length, how.problem)
-        apart = batches.Examples(judged, how.words, how.length, how.problem) if judged.texts else None
+        before = read_table(files.old, files.columns, files.names, how)
+        table, judged = incremental.with_replay(table, before, replay, seed)
+        progress.say(f"training on {len(table.texts):,} examples, old ones among them as often as new ones")
+        apart = how.examples(judged) if judged.texts else None
+    examples = how.examples(table)
     if examples.cut:
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
-    return Sets(examples, read(files.dev, files.columns, table.names, how)[1], table.names, apart)
+    return Sets(examples, read(files.dev, files.columns, table.names, how), table.names, apart)
 
 
 def weigh(examples: batches.Examples, head: recipes.NewHead) -> None:
