@@ -1,6 +1,7 @@
 """`lsp explain`: which words drove each answer, in the terminal and as a page."""
 
 import html
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     params, config = dequantize(base.params), base.config
     explainer, classifier = Explainer(config, params), Classifier(config, batch_size=1)
-    texts = [texts for texts, _ in tasks.stream(source, columns[0])]
+    texts = [texts for texts, _ in itertools.islice(tasks.stream(source, columns[0]), MOST + 1)]
     if len(texts) > MOST:
-        progress.warn(f"explaining the first {MOST} of {len(texts)} texts")
+        progress.warn(f"explaining the first {MOST} texts; there are more")
     with progress.task("explaining", min(len(texts), MOST)) as task:
         for number, text in enumerate(texts[:MOST]):
             examples = batches.Examples(tasks.Table([text], [], base.labels), base.tokenizer, config.max_length)

@@ -50,9 +50,8 @@ def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         examples = batches.Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
         found = answers.of(problem, base.labels, classifier.logits(base.params, examples), top)
-        for row, text, length in zip(found, texts, examples.lengths, strict=True):
-            cut = {"truncated": True} if length == base.config.max_length and examples.cut else {}
-            yield row | {"text": text[0] if len(text) == 1 else list(text)} | cut
+        for row, text, cut in zip(found, texts, examples.too_long, strict=True):
+            yield row | {"text": text[0] if len(text) == 1 else list(text)} | ({"truncated": True} if cut else {})
 
     return answer
 

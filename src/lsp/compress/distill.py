@@ -29,7 +29,7 @@ def match_teacher(teacher_graphdef: Any, temperature: float, hard: float, proble
     numbers they are squared errors, from the teacher's number and from the label, and nothing is softened.
 
     `frozen` is the teacher's parameters (float or `Int8`); its forward runs inside the step, without dropout. Rows of
-    weight 0 count nothing. Metrics: accuracy, and how often the student's guess is the teacher's.
+    weight 0 count nothing. Metrics, of classes: accuracy, and how often the student's guess is the teacher's.
     """
 
     def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
@@ -38,22 +38,21 @@ def match_teacher(teacher_graphdef: Any, temperature: float, hard: float, proble
         teacher_BC = jax.lax.stop_gradient(teacher.classify(*inputs))
         logits_BC = model.classify(*inputs, key=key)
         soft_B = divergence(problem, teacher_BC, logits_BC, temperature)
-        alike_B = _alike_guesses(problem, logits_BC, teacher_BC)
         weights_B, count = batch["weights"], batch["weights"].sum()
         labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B)
-        metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
+        if problem != "regression":
+            alike_B = _same_guess(problem, logits_BC, teacher_BC).astype(weights_B.dtype)
+            metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
         return Mean((1 - hard) * (soft_B * weights_B).sum() + hard * labelled.total, count), metrics
 
     return loss
 
 
-def _alike_guesses(problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array:
-    """float32 [B]: 1 for the teacher's guess; of numbers, less the squared distance."""
-    if problem == "regression":
-        return -jnp.square(logits_BC - teacher_BC)[:, 0]
+def _same_guess(problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array:
+    """bool [B]: the same class, or the same classes."""
     if problem == "multi_label":
-        return ((logits_BC > 0) == (teacher_BC > 0)).all(-1).astype(jnp.float32)
-    return (logits_BC.argmax(-1) == teacher_BC.argmax(-1)).astype(jnp.float32)
+        return ((logits_BC > 0) == (teacher_BC > 0)).all(-1)
+    return logits_BC.argmax(-1) == teacher_BC.argmax(-1)
 
 
 def student(

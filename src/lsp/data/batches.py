@@ -192,8 +192,8 @@ class Examples:
     tokenizer has it so), at most `sequence_length` long.
 
     `labels` is int32 [N] classes, float32 [N, C] ones for the classes of an example that may have several, or float32
-    [N] numbers, as `problem` says; zeros when the table has none. `lengths` [N] counts tokens, and `cut` examples that
-    were too long; of a pair the longer text is cut first.
+    [N] numbers, as `problem` says; zeros when the table has none. `lengths` [N] counts tokens, `too_long`
+    bool [N] says which examples were cut, and `cut` counts them; of a pair the longer text is cut first.
     """
 
     def __init__(
@@ -202,17 +202,19 @@ class Examples:
         encoded = [tokenizer.encode_arrays(column) for column in zip(*table.texts, strict=True)]
         ends = [*[tokenizer.between] * (len(encoded) - 1), (SEP,)]
         room = sequence_length - 1 - sum(map(len, ends))
-        self.sequence_length, self.cut, self.decode = sequence_length, 0, tokenizer.decode
+        self.sequence_length, self.decode = sequence_length, tokenizer.decode
         self.labels = _labels(table, problem)
         self.weights = np.ones(len(table.texts), np.float32)  # of the examples, in training
         self.tokens: list[np.ndarray] = []
         seconds: list[int] = []
+        too_long: list[bool] = []
         for texts in zip(*encoded, strict=True):
             sizes = pairs.fitting([len(each) for each in texts], room)
-            self.cut += sum(sizes) < sum(map(len, texts))
+            too_long.append(sum(sizes) < sum(map(len, texts)))
             ended = [part for each, n, end in zip(texts, sizes, ends, strict=True) for part in (each[:n], end)]
             self.tokens.append(np.concatenate([[CLS], *ended]).astype(np.int32))
             seconds.append(1 + sizes[0] + len(ends[0]))
+        self.too_long, self.cut = np.array(too_long, bool), sum(too_long)
         self.seconds = np.array(seconds, np.int32)  # where the second text of a pair begins
         self.lengths = np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
 

@@ -1,5 +1,5 @@
 """The tasks of GLUE (Wang et al., 2019) by name: which files a folder of one holds, what their columns mean, what the
-labels are called, and which metric the task is known by."""
+labels are called."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,18 +17,17 @@ class Task(NamedTuple):
     texts: tuple[str, ...]
     label: str
     names: tuple[str, ...]
-    metric: str = "accuracy"
     problem: Problem = "single_label"
     dev: tuple[str, ...] = ("dev",)
 
 
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
-    "cola": Task(("4",), "2", ("unacceptable", "acceptable"), "matthews"),
+    "cola": Task(("4",), "2", ("unacceptable", "acceptable")),
     "sst2": Task(("sentence",), "label", ("negative", "positive")),
-    "mrpc": Task(("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), "f1"),
-    "stsb": Task(("sentence1", "sentence2"), "score", (), "spearman", "regression"),
-    "qqp": Task(("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), "f1"),
+    "mrpc": Task(("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent")),
+    "stsb": Task(("sentence1", "sentence2"), "score", (), "regression"),
+    "qqp": Task(("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate")),
     "mnli": Task(
         ("sentence1", "sentence2"),
         "gold_label",

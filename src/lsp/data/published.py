@@ -135,9 +135,10 @@ def _word_pieces(path: Path, settings: dict[str, Any]) -> bytes:
     vocabulary = {line: number for number, line in enumerate(_lines(path))}
     cls, sep = (_named(vocabulary, (name,), str(path)) for name in ("[CLS]", "[SEP]"))
     made = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD))
+    accents = settings.get("strip_accents")
     made.normalizer = normalizers.BertNormalizer(
         lowercase=bool(settings.get("do_lower_case", True)),
-        strip_accents=settings.get("strip_accents"),
+        strip_accents=None if accents is None else bool(accents),
         handle_chinese_chars=bool(settings.get("tokenize_chinese_chars", True)),
     )
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
