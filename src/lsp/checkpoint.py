@@ -54,9 +54,12 @@ def open(path: Path, verify: bool = True) -> Checkpoint:
     path = Path(path)
     manifest = directory.read(path, verify)
     if "model" not in manifest:
+        hint = "Give the --out of pretrain, finetune or compress; prepared data goes to lsp pretrain --data."
+        if manifest.get("stage") == "export":
+            hint = f"Give the run it was made from, or take it in: lsp import {path} --out RUN"
         raise LspError(
-            f"{path} holds no model: `{manifest.get('stage')}` made it.",
-            hint="Give the --out of pretrain, finetune or compress; prepared data goes to lsp pretrain --data.",
+            f"{path} holds no model of lsp's: `{manifest.get('stage')}` made it.",
+            hint=hint,
             code=Exit.ARTIFACT,
         )
     config = ModelConfig.from_dict(manifest["model"])
