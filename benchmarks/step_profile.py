@@ -77,7 +77,7 @@ def training(config: ModelConfig) -> tuple[Any, str]:
     }
     tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     states = [TrainState(jnp.int32(0), params, tx.init(params))]
-    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx))
     compiled = step.lower(states[0], None, batch, np.int32(0), Signals(0.5)).compile()
 
     def run() -> None:

@@ -208,7 +208,7 @@ def ours(options: argparse.Namespace) -> tuple[Side, dict[str, Any]]:
     first = jax.jit(lambda params, batch: masked_lm(nnx.merge(structure, params), None, batch, None)[0])
     at_start = value(first(params, batches[0]))
     state, done = TrainState(jnp.int32(0), params, tx.init(params)), 0
-    compiled = make_train_step(make_update(structure, Objective(masked_lm), tx), seed=0)
+    compiled = make_train_step(make_update(structure, Objective(masked_lm), tx))
     compiled = compiled.lower(state, None, batches[0], np.int32(0), Signals(0.5)).compile()
 
     def step() -> float:

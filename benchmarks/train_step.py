@@ -46,7 +46,7 @@ def main() -> None:
     }
     tx, params = optimizer.make(recipe.Train(steps=1000)), initialise(config, 0)
     state = TrainState(jnp.int32(0), params, tx.init(params))
-    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx))
     compiled = step.lower(state, None, batch, np.int32(0), Signals(0.5)).compile()
     seconds = []
     for index in range(options.repeats):

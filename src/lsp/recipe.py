@@ -75,6 +75,8 @@ class NewHead(Head):
 class Adapt:
     freeze: int = key(0, "layers from below that stay as they are, the embeddings with them; 0 means that all is trained")
     reinitialise: int = key(0, "layers from above that begin at random")
+    lora_rank: int = key(0, "rank of what is trained beside each matrix of the layers, which stays as it is (LoRA), as all of the encoder does; the two are one matrix again in the finished run; 0 means that the matrices themselves are trained")
+    lora_alpha: float = key(16.0, "weight of what LoRA adds, divided by the rank")
     r_drop: float = key(0.0, "weight of R-Drop: two passes with other dropout should answer alike; 0 means one pass")
     grow: bool = key(False, "a classifier keeps its classes, and learns those of the new examples besides")
     remember: float = key(1.0, "with `grow`, weight of answering for the old classes as before")
@@ -218,8 +220,8 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "patience", "freeze", "reinitialise", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
-    (("learning_rate", "temperature", "epochs", "rate"), lambda v: v > 0, "more than 0"),
+    (("steps", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("learning_rate", "temperature", "epochs", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),

@@ -205,7 +205,7 @@ def test_examples_that_are_too_long_are_cut_and_counted(words: Tokenizer) -> Non
 
 def test_an_epoch_of_labelled_batches_holds_every_example_once(words: Tokenizer) -> None:
     examples = Examples(table(TEXTS), words, 128)
-    dataset = batches.labelled(examples, batch_size=8, seed=0)
+    dataset = batches.labelled(examples, batch_size=8, seeds=[0])
     per_epoch = -(-len(TEXTS) // 8)
 
     def contents(epoch: int) -> Counter[tuple[int, ...]]:
@@ -221,12 +221,12 @@ def test_an_epoch_of_labelled_batches_holds_every_example_once(words: Tokenizer)
     )
     assert contents(0) == contents(1) == expected
     assert not equal(dataset[0], dataset[per_epoch])
-    assert equal(dataset[5], batches.labelled(examples, batch_size=8, seed=0)[5])
+    assert equal(dataset[5], batches.labelled(examples, batch_size=8, seeds=[0])[5])
 
 
 def test_examples_of_like_length_go_together(words: Tokenizer) -> None:
     examples = Examples(table(TEXTS), words, 128)
-    dataset = batches.labelled(examples, batch_size=8, seed=0)
+    dataset = batches.labelled(examples, batch_size=8, seeds=[0])
     padded = sum(dataset[step]["tokens"].size for step in range(26))
     one_width = 26 * 8 * width_for(examples.lengths.max())
     assert padded < 0.75 * one_width

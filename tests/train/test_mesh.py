@@ -43,7 +43,7 @@ for split in json.loads(sys.argv[1]):
         state = jax.device_put(state, places)
         sent = meshes.send(batch, mesh)
         assert all(np.array_equal(sent[name], batch[name]) for name in batch)
-        step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
+        step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx))
         state, metrics = step(state, None, sent, np.int32(0), Signals(0.0))
         kernel = state.params["layers"][0]["attention"]["qkv"]["kernel"]
         mu = optax.tree.get(state.opt_state, "mu")

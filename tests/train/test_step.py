@@ -48,7 +48,7 @@ def pairs(rows: int = 8) -> dict[str, np.ndarray]:
 
 def run(config: ModelConfig, data: dict[str, np.ndarray], **options):
     tx = optimizer.make(TRAIN)
-    step = make_train_step(make_update(graphdef(config), Objective(pretraining(config)), tx, **options), seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(pretraining(config)), tx, **options))
     return step(start(config, tx), None, data, np.int32(0), HALF)
 
 
@@ -74,7 +74,7 @@ def test_what_is_computed_again_makes_the_same_step(config: ModelConfig, remat: 
     config = dataclasses.replace(config, dropout=0.1)  # its bits too
     tx, objective = optimizer.make(TRAIN), Objective(masked_lm)
     states = [
-        make_train_step(make_update(graphdef(config, policy), objective, tx), seed=0)(
+        make_train_step(make_update(graphdef(config, policy), objective, tx))(
             start(config, tx), None, batch(), np.int32(0), HALF
         )[0]
         for policy in ("none", remat)
@@ -139,7 +139,7 @@ def test_the_written_out_cross_entropy_is_the_derived_one():
 
 def test_a_loss_that_is_not_finite_changes_nothing(config: ModelConfig):
     tx = optimizer.make(TRAIN)
-    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx), seed=0)
+    step = make_train_step(make_update(graphdef(config), Objective(masked_lm), tx))
     bad = batch() | {"weights": np.full((8, 4), np.inf, np.float32)}
     state, metrics = step(start(config, tx), None, bad, np.int32(0), HALF)
     assert not metrics["ok"]

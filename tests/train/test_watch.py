@@ -93,7 +93,7 @@ def train(
 def by_hand(steps: list[int], back_at: int = -1, back_to: int = 0) -> Any:
     """Parameters after the calm batches of these steps; before step `back_at` the state of step `back_to` returns."""
     tx = optimizer.make(TRAIN)
-    step = make_train_step(make_update(graphdef(CONFIG), Objective(masked_lm), tx), seed=TRAIN.seed, spike=TRAIN.spike)
+    step = make_train_step(make_update(graphdef(CONFIG), Objective(masked_lm), tx), spike=TRAIN.spike)
     state = TrainState(jnp.int32(0), initialise(CONFIG, 0), tx.init(initialise(CONFIG, 0)))
     kept: dict[int, TrainState] = {}
     for index in steps:

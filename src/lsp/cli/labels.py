@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from lsp import Exit, LspError, console, recipe
+from lsp import Exit, LspError, console, recipe, trials
 from lsp.arguments import (
     DEV,
     TRAIN,
@@ -61,6 +61,19 @@ def finetune(
     tokenizer: TokenizerOpt = None,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", help="Train N times with other seeds, and keep the best.", min=1)
+    ] = 1,
+    sweeps: Annotated[
+        list[str],
+        typer.Option(
+            "--sweep",
+            metavar="KEY=A,B,…",
+            help="Train with each of the values, and keep the best; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
     budget: BudgetOpt = "",
     tracker: TrackerOpt,
     overwrite: OverwriteOpt = False,
@@ -74,6 +87,8 @@ def finetune(
     --data DIR takes the files of a GLUE task instead. With --from scratch it
     starts from random weights and needs --tokenizer. With --set adapt.grow=true
     a classifier learns new classes and keeps the old ones, better with --old.
+    With --seeds and --sweep several are trained, together where only seed and
+    learning rate differ; the best on --dev is kept, and all are reported.
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
     need(train, dev, data, old, old_dev, code=Exit.DATA)
@@ -81,6 +96,7 @@ def finetune(
         raise LspError("--old and --old-dev are for a classifier that grows.", hint="Add --set adapt.grow=true.")
     if task:
         plan = replace(plan, head=replace(plan.head, problem=glue.task(task).problem))
+    several = trials.expand(plan, seeds, sweeps)
     files = labelled_files(train, dev, task, data, (tuple(text_column), label_column))
     need(tokenizer)
     if begin != "scratch":
@@ -97,7 +113,10 @@ def finetune(
     from lsp.train.options import Options
 
     options = Options(console.Progress(quiet), overwrite, seconds, tracker)
-    return report(verb.run(begin, out, plan, Files(*files, old, old_dev), tokenizer, options), as_json)
+    given = Files(*files, old, old_dev)
+    if len(several) == 1:
+        return report(verb.run(begin, out, several[0].recipe, given, tokenizer, options), as_json)
+    return report(verb.run(begin, out, plan, given, tokenizer, options, several), as_json)
 
 
 def labelled_files(

@@ -10,7 +10,7 @@ Suffixes: B rows of a batch, T tokens, K slots, N examples.
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -221,12 +221,14 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, chosen: np.ndarray, batch_size: int) -> Batch:
+    def batch(self, chosen: np.ndarray, batch_size: int, longest: int = 0) -> Batch:
         """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B].
 
-        T is the first of 16, 32, 64, 96, 128, 192, … that holds the longest of them. Missing rows weigh 0.
+        T is the first of 16, 32, 64, 96, 128, 192, … that holds the longest of them, and `longest` tokens. Missing rows
+        weigh 0.
         """
-        tokens = np.full((batch_size, min(width_for(self.lengths[chosen].max()), self.sequence_length)), PAD, np.int32)
+        longest = max(longest, int(self.lengths[chosen].max()))
+        tokens = np.full((batch_size, min(width_for(longest), self.sequence_length)), PAD, np.int32)
         types = np.zeros_like(tokens)
         for row, example in enumerate(chosen.tolist()):
             tokens[row, : self.lengths[example]] = self.tokens[example]
@@ -251,16 +253,32 @@ def _labels(table: Table, problem: Problem) -> np.ndarray:
     return marks
 
 
-def labelled(examples: Examples, *, batch_size: int, seed: int) -> "MapDataset":
-    """Endless batches of `Examples.batch`, ⌈N/B⌉ an epoch, each example once; examples of like length go together."""
+def labelled(examples: Examples, *, batch_size: int, seeds: Sequence[int]) -> "MapDataset":
+    """Endless batches of `Examples.batch`, ⌈N/B⌉ an epoch, each example once; examples of like length go together.
+
+    Of several seeds each has an order of its own, and row i of a batch is of seed number i % the number of seeds.
+    """
     from grain import MapDataset
 
-    numbers = example_numbers(examples, batch_size=batch_size, seed=seed)
-    return MapDataset.range(sys.maxsize).map(lambda step: examples.batch(numbers(step), batch_size))
+    orders = {seed: example_numbers(examples, batch_size=batch_size, seed=seed) for seed in seeds}
+
+    def together(step: int) -> Batch:
+        chosen = {seed: numbers(step) for seed, numbers in orders.items()}
+        longest = max(int(examples.lengths[rows].max()) for rows in chosen.values())
+        made = {seed: examples.batch(rows, batch_size, longest) for seed, rows in chosen.items()}
+        if len(seeds) == 1:
+            return made[seeds[0]]
+        each = [made[seed] for seed in seeds]
+        return {
+            name: np.stack([batch[name] for batch in each], 1).reshape(-1, *each[0][name].shape[1:]) for name in each[0]
+        }
+
+    return MapDataset.range(sys.maxsize).map(together)
 
 
 def example_numbers(examples: Examples, *, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Which examples each batch of `labelled` holds: of a step, an integer array [n ≤ B]."""
+    """Which examples each batch of `labelled` holds: of a step, an integer array [n ≤ B]. How long those of a batch are
+    does not depend on the seed, but for a few tokens: batches of several seeds go together."""
     per_epoch = math.ceil(len(examples) / batch_size)
 
     @lru_cache(maxsize=2)
@@ -270,7 +288,7 @@ def example_numbers(examples: Examples, *, batch_size: int, seed: int) -> Callab
         pools = [shuffled[at : at + POOL * batch_size] for at in range(0, len(shuffled), POOL * batch_size)]
         by_length = np.concatenate([pool[np.argsort(examples.lengths[pool], kind="stable")] for pool in pools])
         batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-        return [batches[index] for index in random.permutation(per_epoch)]
+        return [batches[index] for index in np.random.default_rng(epoch).permutation(per_epoch)]
 
     def numbers(step: int) -> np.ndarray:
         epoch, index = divmod(int(step), per_epoch)

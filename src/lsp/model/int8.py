@@ -1,4 +1,4 @@
-"""Int8 weights as a leaf of the parameter tree, and the one `matmul` that takes either kind of weight.
+"""Int8 weights as a leaf of the parameter tree, and the one `matmul` that takes any kind of weight.
 
 A weight is symmetric int8 with one float32 scale for each output channel (a kernel's column, a table's row). An
 activation is quantised when it meets such a weight: one scale for each token, so what a row becomes depends on no other
@@ -23,6 +23,8 @@ from jax.extend.core import Primitive
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
+
+from lsp.model.lowrank import LowRank
 
 LARGEST = 127  # -128 is never used, so a weight and its negation both exist
 SMALLEST = 1e-30  # rows weaker than this become zeros; keeps 127 / absmax finite in float32
@@ -76,12 +78,16 @@ def quantize_array(w: Any, axis: int) -> Int8:
 
 
 def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
-    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array or `Int8`.
+    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array, `Int8` or, but
+    for tables, `LowRank`.
 
     With `Int8` x is quantised too: for each token (row over the last axis) scale = absmax / 127, rounded half to even;
     int32 sums are exact. A row with NaN or infinity gives NaN or infinity, never a finite number. Not differentiable
     with `Int8`: dequantize before training.
     """
+    if isinstance(w, LowRank):
+        base, a, b = (jnp.asarray(part).astype(x.dtype) for part in (w.base, w.a, w.b))
+        return _product(x, base, False) + w.scale * _product(_product(x, a, False), b, False)
     if not isinstance(w, Int8):
         return _product(x, jnp.asarray(w).astype(x.dtype), transpose)
     if w.axis == transpose:

@@ -1,7 +1,7 @@
-"""Ways of finetuning that change what is trained or what it is trained for: losses made of losses, and a start.
+"""Ways of finetuning that change what a model is trained for, losses made of losses, and where it begins.
 
-`hold_still` keeps the lower part of the encoder as it is, `fresh` forgets its top, `consistent` is R-Drop (Liang et
-al., 2021) and `adversarial` is FGM (Miyato et al., 2017).
+`consistent` is R-Drop (Liang et al., 2021), `adversarial` is FGM (Miyato et al., 2017), and `fresh` forgets the top of
+the encoder (Zhang et al., 2021).
 
 Dimensions: B rows, C classes.
 """
@@ -24,13 +24,12 @@ Tree = Any
 
 def loss(problem: recipes.Problem, adapt: recipes.Adapt) -> Loss:
     """The loss for labels of one kind, as the recipe wants it adapted."""
-    return held(consistent(problem, adapt.r_drop) if adapt.r_drop else LABELS[problem], adapt)
+    return moved(consistent(problem, adapt.r_drop) if adapt.r_drop else LABELS[problem], adapt)
 
 
-def held(plain: Loss, adapt: recipes.Adapt) -> Loss:
-    """A loss with what is held still in it, and moved against the model."""
-    made = adversarial(plain, adapt.fgm) if adapt.fgm else plain
-    return hold_still(made, adapt.freeze) if adapt.freeze else made
+def moved(plain: Loss, adapt: recipes.Adapt) -> Loss:
+    """A loss that is moved against the model, where the recipe asks for that."""
+    return adversarial(plain, adapt.fgm) if adapt.fgm else plain
 
 
 def consistent(problem: recipes.Problem, strength: float) -> Loss:
@@ -72,34 +71,8 @@ def adversarial(plain: Loss, size: float) -> Loss:
     return fgm
 
 
-def hold_still(plain: Loss, layers: int) -> Loss:
-    """The loss with no gradient for the embeddings and the lowest `layers`: what is below is not gone back through."""
-
-    def frozen_below(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        structure, params = nnx.split(model)
-
-        def stop(path: Any, leaf: jax.Array) -> jax.Array:
-            return jax.lax.stop_gradient(leaf) if _is_below(path, layers) else leaf
-
-        return plain(nnx.merge(structure, jax.tree_util.tree_map_with_path(stop, params)), frozen, batch, key)
-
-    return frozen_below
-
-
-def still(layers: int) -> optax.GradientTransformation:
-    """Chained last: weight decay does not move the embeddings and the lowest `layers` either."""
-
-    def update(updates: Tree, state: Any, params: Any = None) -> tuple[Tree, Any]:
-        zeros = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jnp.zeros_like(leaf) if _is_below(path, layers) else leaf, updates
-        )
-        return zeros, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
 def fresh(params: Tree, start: Tree, adapt: recipes.Adapt) -> Tree:
-    """`params` with the highest `adapt.reinitialise` layers as `start` has them: new (Zhang et al., 2021). Raises
+    """`params` with the highest `adapt.reinitialise` layers as `start` has them: new. Raises
     LspError (exit 2) for more layers than there are."""
     count = len(params["layers"])
     for key, wanted in (("freeze", adapt.freeze), ("reinitialise", adapt.reinitialise)):
@@ -117,8 +90,3 @@ def _keys(path: Any) -> list[Any]:
 
 def _is_table(path: Any) -> bool:
     return _keys(path)[:3] == ["embeddings", "tokens", "table"]
-
-
-def _is_below(path: Any, layers: int) -> bool:
-    part, *inner = _keys(path)
-    return part == "embeddings" or (part == "layers" and int(inner[0]) < layers)

@@ -30,8 +30,10 @@ def build(
     mesh: Mesh,
     remat: recipes.Remat,
     after: optax.GradientTransformation | None = None,
+    variants: int = 0,
 ) -> tuple[Update, Any]:
-    """The update that a recipe asks for and the jitted step around it; `after` is chained behind the optimizer."""
+    """The update that a recipe asks for and the jitted step around it; `after` is chained behind the optimizer. Of
+    `variants` that are trained together none is stopped by a spike, which would be the spike of one of them."""
     alone = make_update(
         graphdef(config, remat),
         objective,
@@ -41,12 +43,18 @@ def build(
         precision=train.precision,
     )
     update = replicas.delayed(alone, copies, mesh)
-    return update, make_train_step(update, seed=train.seed, spike=train.spike)
+    return update, make_train_step(update, spike=0.0 if variants else train.spike, variants=variants)
 
 
-def check(train: recipes.Train, copies: recipes.Replicas, mesh: Mesh) -> None:
-    """Raises LspError (exit 2) for a recipe whose batches the mesh can't share, or whose copies can't be."""
+def check(train: recipes.Train, copies: recipes.Replicas, mesh: Mesh, variants: int = 0) -> None:
+    """Raises LspError (exit 2) for a recipe whose batches the mesh can't share, or whose copies or variants can't be
+    trained together."""
     meshes.check_batch(train.batch_size, train.accumulate, mesh, copies.count)
+    if variants:
+        keys = {"mesh.fsdp": mesh.shape["fsdp"] > 1, "mesh.tensor": mesh.shape["tensor"] > 1}
+        keys["train.on_divergence"] = train.on_divergence != "stop"
+        if key := next((key for key, asked in keys.items() if asked), None):
+            raise LspError(f"{key} does not go together with --seeds and --sweep.", hint=f"Leave {key} at its default.")
     if train.batch_start:
         meshes.check_batch(train.batch_start, 1, mesh, copies.count)
     replicas.check(copies, train)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,8 @@ from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
 from lsp.train.objectives import Objective
+from lsp.train.replicas import at
+from lsp.train.step import Variant
 
 Columns = tuple[tuple[str, ...], str]  # names or numbers of the text columns, and of the label column
 
@@ -116,19 +118,32 @@ def plan(
     clock: Clock,
     transform: optax.GradientTransformation | None = None,
     teacher: ModelConfig | None = None,
+    complete: Callable[[Any], Any] = lambda trained: trained,
+    variants: tuple[Variant, ...] = (),
 ) -> Plan:
-    """A plan over the sets. Raises LspError (exit 2)."""
+    """A plan over the sets. `complete` makes the model's parameters of those that are trained, where these are not all.
+    Metrics of several variants are the means over those that did not diverge. Raises LspError (exit 2)."""
     train = counted(recipe.train, len(sets.train))
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
-    dataset = batches.labelled(sets.train, batch_size=train.batch_size, seed=train.seed)
+    seeds = [variant.seed for variant in variants] or [train.seed]
+    dataset = batches.labelled(sets.train, batch_size=train.batch_size, seeds=seeds)
     classifier = Classifier(config)
+
+    def evaluate(params: Any) -> dict[str, float]:
+        models = [at(params, index) for index in range(len(variants))] or [params]
+        found = [classifier.score(complete(model), sets.dev).metrics for model in models]
+        if len(found) == 1:
+            return found[0]
+        sound = [metrics for metrics in found if np.isfinite(metrics["loss"])] or found
+        return {name: float(np.mean([metrics[name] for metrics in sound])) for name in sound[0]}
+
     return Plan(
         config=config,
         params=params,
         objective=objective,
         batches=lambda first, last: batches.read_ahead(dataset, first, last),
-        evaluate=lambda params: classifier.score(params, sets.dev).metrics,
+        evaluate=evaluate,
         train=train,
         mesh=recipe.mesh,
         clock=clock,
@@ -136,6 +151,7 @@ def plan(
         teacher=teacher,
         rows=batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed),
         decode=sets.train.decode,
+        variants=variants,
     )
 
 

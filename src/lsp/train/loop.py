@@ -25,7 +25,7 @@ from lsp.train.clock import Clock
 from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
-from lsp.train.step import Signals, TrainState, Update, begin
+from lsp.train.step import Signals, TrainState, Update, Variant, begin, begin_together
 from lsp.train.trackers import Tracker
 
 LARGE = 64 << 20  # bytes of a step's buffers
@@ -49,6 +49,9 @@ class Plan:
     transform: optax.GradientTransformation | None = None
     replicas: recipes.Replicas = ALONE
     teacher: ModelConfig | None = None  # that the objective reads, to count what it costs
+    # Trained together, where there are any: `params` and so `evaluate`'s have a first axis for them, and row i of a
+    # batch is of variant i % V.
+    variants: tuple[Variant, ...] = ()
     # For the black box: which rows of the data a step's batch holds, and the text of a row of tokens.
     rows: Callable[[int], np.ndarray] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
@@ -57,10 +60,12 @@ class Plan:
 @dataclass(frozen=True)
 class Fitted:
     """Finished parameters on the host, held-out metrics, and what this process spent (`account.summary`). Rates leave
-    out compiling, evaluating and saving."""
+    out compiling, evaluating and saving. `reached` is the last step of each variant: the loss of one that stayed behind
+    was not finite."""
 
     params: Any
     step: int
+    reached: np.ndarray
     metrics: dict[str, float]
     seconds: float
     skipped: int
@@ -88,7 +93,7 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
     began = time.monotonic()
     train, copies = plan.train, plan.replicas.count
     mesh = meshes.make(plan.mesh, replicas=copies)
-    check(train, plan.replicas, mesh)
+    check(train, plan.replicas, mesh, len(plan.variants))
     with jax.set_mesh(mesh):
         loop = _Loop(plan, path, mesh, progress, trackers)
         loop.run()
@@ -102,13 +107,13 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
             loop.best.offer(loop.done, metrics, params)
             best["best_step"], metrics, params = loop.best.finished(loop.done)
             progress.say(f"the best {train.best} was {metrics[train.best]:.4g}, at step {best['best_step']}")
-        skipped = int(loop.state.recent.skipped)
+        reached, skipped = np.asarray(jax.device_get(loop.state.step)), loop.skipped()
         rates = best | account.summary(loop.meter, loop.step, train, planned=plan.config.head == "words")
         if "planned" in rates:
             progress.say(account.compared(rates["planned"]))
         if copies > 1:
             rates |= replicas.traffic(plan.replicas, loop.done, cost.parameters(plan.config))
-    return Fitted(params, loop.done, metrics, time.monotonic() - began, skipped, rates)
+    return Fitted(params, loop.done, reached, metrics, time.monotonic() - began, skipped, rates)
 
 
 class _Loop:
@@ -127,7 +132,7 @@ class _Loop:
         self.step = Compiled(lambda remat: self._build(remat)[1], plan.train.remat, mesh, self.meter, progress.say)
         self.frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
         self.log = Log(path / "metrics.jsonl", start, self.meter, trackers)
-        self.log.skipped = int(self.state.recent.skipped)
+        self.log.skipped = self.skipped()
         self.end, self.in_turn = plan.train.steps or sys.maxsize, jax.default_backend() == "cpu"
         self.done = self.saved = start
         self.batches = plan.batches(start, self.end)
@@ -189,12 +194,14 @@ class _Loop:
         bad, train = self.log.settle(), self.plan.train
         if bad is None:
             return False
+        if self.plan.variants:
+            raise watch.diverged(f"step {bad.step + 1}: the loss of every variant is not finite.", "", "")
         plan = replace(self.plan, train=replace(train, remat=self.step.policies[0]))  # what the step ran with
         box = blackbox.write(self.path, bad, self.state.params, plan, self.progress.warn)
         self.state = watch.answer(
             bad, self.state, train.on_divergence, lambda: self._start()[1], self.progress.warn, box
         )
-        self.done, self.log.skipped = int(self.state.step), int(self.state.recent.skipped)
+        self.done, self.log.skipped = int(self.state.step), self.skipped()
         self.batches = self.plan.batches(self.done, self.end)
         if train.on_divergence == "rewind":
             self.save()  # so that a killed run takes the same road
@@ -219,7 +226,11 @@ class _Loop:
         done, left = self.done, self.plan.clock.left()
         self.refused()
         if self.done == done and self.log.sums:
-            bar.update(done, **left, **self.log.write(done, learning_rate=float(self.rate(self.share))))
+            rate = {} if self.plan.variants else {"learning_rate": float(self.rate(self.share))}
+            bar.update(done, **left, **self.log.write(done, **rate))
+
+    def skipped(self) -> int:
+        return int(np.max(jax.device_get(self.state.recent.skipped)))
 
     def save(self) -> None:
         self.refused()
@@ -232,11 +243,22 @@ class _Loop:
 
     def _build(self, remat: recipes.Remat) -> tuple[Update, Any]:
         plan = self.plan
-        return build(plan.config, plan.objective, plan.train, plan.replicas, self.mesh, remat, plan.transform)
+        return build(
+            plan.config,
+            plan.objective,
+            plan.train,
+            plan.replicas,
+            self.mesh,
+            remat,
+            plan.transform,
+            len(plan.variants),
+        )
 
     def _start(self) -> tuple[int, TrainState, float]:
         """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
-        first = partial(begin, self._build("none")[0])
+        variants, update = self.plan.variants, self._build("none")[0]
+        seed = self.plan.train.seed % 2**32
+        first = partial(begin_together, update, variants=variants) if variants else partial(begin, update, seed=seed)
         shapes = jax.eval_shape(first, self.plan.params)
         places = meshes.place(shapes, self.mesh)
         like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)

@@ -19,11 +19,18 @@ Batch = dict[str, jax.Array]
 Loss = Callable[[Model, Any, Batch, jax.Array | None], tuple[Mean, dict[str, Mean]]]
 
 
+def all_of(trained: Any, frozen: Any) -> Any:
+    """What is trained is the whole model."""
+    return trained
+
+
 class Objective(NamedTuple):
-    """`frozen` enters the step as an argument, since jit turns captured arrays into constants."""
+    """`frozen` enters the step as an argument, since jit turns captured arrays into constants. `whole` makes the
+    model's parameters of those that are trained and of `frozen`."""
 
     loss: Loss
     frozen: Any = None
+    whole: Callable[[Any, Any], Any] = all_of
 
 
 def pretraining(config: ModelConfig) -> Loss:

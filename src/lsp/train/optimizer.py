@@ -46,7 +46,7 @@ def make(
         decay if train.optimizer in L2 else none,
         direction(train, none if train.optimizer in L2 else decay),
         scale_by_depth(train.layer_decay) if train.layer_decay != 1.0 else none,
-        scale_by_rate(schedule(train)),
+        scale_by_rate(train),
         after or none,
         average(train.average) if train.average else none,
     )
@@ -79,12 +79,18 @@ def direction(train: recipes.Train, decay: optax.GradientTransformation) -> opta
 
 
 def schedule(train: recipes.Train) -> Rate:
-    """Learning rate by progress: a line up over `warmup`, then the shape that the recipe names.
+    """Learning rate by progress."""
+    shape = course(train)
+    return lambda progress: train.learning_rate * shape(progress)
+
+
+def course(train: recipes.Train) -> Rate:
+    """The share of the peak learning rate by progress: a line up over `warmup`, then the shape that the recipe names.
 
     `linear` and `cosine` fall to 0. `inverse_sqrt` falls with the root of the steps (Vaswani et al., 2017). `wsd` stays
     at the peak and falls over the last `decay` with 1 − sqrt (Hägele et al., 2024). Raises LspError (exit 2).
     """
-    peak, warmup, decay = train.learning_rate, train.warmup, train.decay
+    warmup, decay = train.warmup, train.decay
     if train.schedule == "inverse_sqrt" and not warmup:
         raise LspError("The inverse_sqrt schedule begins at its warm-up.", hint="Set train.warmup, to 0.06 say.")
     if train.schedule == "wsd" and warmup + decay > 1:
@@ -104,19 +110,26 @@ def schedule(train: recipes.Train) -> Rate:
         progress = jnp.asarray(progress, jnp.float32)
         rising = progress / warmup if warmup else 1.0
         fallen = jnp.clip((progress - since) / max(1 - since, 1e-9), 0.0, 1.0)
-        return peak * jnp.minimum(jnp.minimum(rising, 1.0), shape[train.schedule](fallen))
+        return jnp.minimum(jnp.minimum(rising, 1.0), shape[train.schedule](fallen))
 
     return rate
 
 
-def scale_by_rate(rate: Rate) -> optax.GradientTransformationExtraArgs:
-    """Times minus the learning rate of this progress."""
+class Peak(NamedTuple):
+    """The highest learning rate of a run, float32: in its state, so that runs that differ in it are one program."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, progress: Any, **_: Any) -> tuple[Any, Any]:
-        step = -rate(progress)
+    learning_rate: Any
+
+
+def scale_by_rate(train: recipes.Train) -> optax.GradientTransformationExtraArgs:
+    """Times minus the learning rate of this progress."""
+    share = course(train)
+
+    def update(updates: Any, state: Peak, params: Any = None, *, progress: Any, **_: Any) -> tuple[Any, Peak]:
+        step = -state.learning_rate * share(progress)
         return jax.tree.map(lambda u: step.astype(u.dtype) * u, updates), state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: Peak(jnp.float32(train.learning_rate)), update)
 
 
 def scale_by_stable_adam(beta1: float, beta2: float, epsilon: float = 1e-6) -> optax.GradientTransformation:
@@ -152,7 +165,7 @@ def scale_by_depth(decay: float) -> optax.GradientTransformation:
         return decay ** (top - depth) * update
 
     def scaled(updates: Any, _: Any) -> Any:
-        top = len(updates["layers"]) + 1
+        top = max(updates.get("layers", {}), default=-1) + 2
         return jax.tree_util.tree_map_with_path(lambda path, update: one(path, update, top), updates)
 
     return optax.stateless(scaled)

@@ -1,11 +1,12 @@
 """One training step: the only place where parameters change."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -16,18 +17,37 @@ from lsp.train.objectives import Objective
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state, what the watch remembers."""
+    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state, what the watch remembers, and the
+    uint32 seed of its dropout. Of several variants that are trained together every array has a first axis more."""
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: optax.OptState
     recent: watch.Recent = watch.FRESH
+    seed: Any = np.uint32(0)
 
 
-def begin(update: "Update", params: Any, step: int = 0) -> TrainState:
-    """The state that a run begins with, at this step."""
+class Variant(NamedTuple):
+    """What may differ between models that are trained together."""
+
+    seed: int
+    learning_rate: float  # the peak
+
+
+def begin(update: "Update", params: Any, seed: Any = 0, learning_rate: Any = None, step: int = 0) -> TrainState:
+    """The state that a run begins with, at this step. `learning_rate` takes the place of the recipe's."""
     with jax.numpy_dtype_promotion("standard"):  # Optax multiplies zeros of one type and numbers of another
-        return TrainState(jnp.int32(step), params, update.init(params))
+        opt_state = update.init(params)
+    if learning_rate is not None:
+        opt_state = optax.tree.set(opt_state, learning_rate=learning_rate)
+    return TrainState(jnp.int32(step), params, opt_state, seed=jnp.uint32(seed))
+
+
+def begin_together(update: "Update", params: Any, variants: Sequence[Variant]) -> TrainState:
+    """The state of several runs, from parameters [V, …]."""
+    seeds = jnp.array([variant.seed for variant in variants], jnp.uint32)
+    rates = jnp.array([variant.learning_rate for variant in variants], jnp.float32)
+    return jax.vmap(partial(begin, update))(params, seeds, rates)
 
 
 class Signals(NamedTuple):
@@ -60,7 +80,9 @@ def make_update(
     one of fewer rows than a `full` batch into fewer. `precision` bf16 casts the parameters once."""
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
-        cast = params if precision == "fp32" else jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+        cast = objective.whole(params, frozen)
+        if precision != "fp32":
+            cast = jax.tree.map(lambda p: p.astype(jnp.bfloat16), cast)
         loss, metrics = objective.loss(nnx.merge(graphdef, gather(cast)), frozen, batch, key)
         return loss.total, (loss, metrics)
 
@@ -76,8 +98,7 @@ def make_update(
         if count == 1:
             grads, metrics = gradients(params, frozen, batch, key)
         else:
-            # Row i goes to micro-batch i % count, so each micro-batch stays spread over the devices.
-            parts = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+            parts = dealt(batch, count)
 
             def add(carry: Any, part: Any) -> tuple[Any, None]:
                 number, micro = part
@@ -97,28 +118,51 @@ def make_update(
     return Update(tx.init, update)
 
 
-def make_train_step(update: Update, *, seed: int, spike: float = 0.0) -> Any:
+def dealt(batch: Any, count: int) -> Any:
+    """The batch in `count` parts [count, B / count, …]. Row i goes to part i % count, so each part stays spread over
+    the devices."""
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def make_train_step(update: Update, *, spike: float = 0.0, variants: int = 0) -> Any:
     """Returns jitted `step(state, frozen, batch, index, signals) -> (state, metrics)`.
 
     `index` is the step that the batch belongs to. The update happens only if it is the state's own step and
     `watch.sound` agrees: loss and gradient norm are finite and no spike of `spike` deviations. Otherwise the state
     stays as it was, and so does every later step, although the host hears of it one step late. Metrics hold those of
     the update, `gradient_norm` (before clipping), `ok`, and the `signals` that all agree on.
+
+    With `variants` the state is that of so many runs, and the batch is dealt out to them (`dealt`). One whose update is
+    not sound stays behind for good; the others go on, and metrics are theirs.
     """
+
+    def one(
+        state: TrainState, frozen: Any, batch: Any, index: jax.Array, progress: jax.Array
+    ) -> tuple[TrainState, dict[str, Any]]:
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        params, opt_state, metrics, norm = update.update(state.params, state.opt_state, frozen, batch, key, progress)
+        mean = metrics["loss"].total / jnp.maximum(metrics["loss"].count, 1.0)
+        ok = watch.sound(state.recent, mean, norm, spike) & (state.step == index)
+        new = TrainState(state.step + 1, params, opt_state, watch.noted(state.recent, mean, norm), state.seed)
+        state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
+        return state, metrics | {"gradient_norm": norm, "ok": ok}
+
+    def together(
+        state: TrainState, frozen: Any, batch: Any, index: jax.Array, progress: jax.Array
+    ) -> tuple[TrainState, dict[str, Any]]:
+        every = jax.vmap(one, in_axes=(0, None, 0, None, None))
+        state, metrics = every(state, frozen, dealt(batch, variants), index, progress)
+        ok = metrics.pop("ok")
+        metrics = jax.tree.map(lambda leaf: jnp.where(ok, leaf, 0.0).sum(), metrics)
+        metrics["gradient_norm"] /= jnp.maximum(ok.sum(), 1).astype(jnp.float32)
+        return state, metrics | {"ok": ok.any()}
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(
         state: TrainState, frozen: Any, batch: Any, index: jax.Array, signals: Signals
     ) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
         agreed = jax.tree.map(jnp.max, signals)
-        params, opt_state, metrics, norm = update.update(
-            state.params, state.opt_state, frozen, batch, key, agreed.progress
-        )
-        mean = metrics["loss"].total / jnp.maximum(metrics["loss"].count, 1.0)
-        ok = watch.sound(state.recent, mean, norm, spike) & (state.step == index)
-        new = TrainState(state.step + 1, params, opt_state, watch.noted(state.recent, mean, norm))
-        state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
-        return state, metrics | {"gradient_norm": norm, "ok": ok, "signals": agreed}
+        state, metrics = (together if variants else one)(state, frozen, batch, index, agreed.progress)
+        return state, metrics | {"signals": agreed}
 
     return train_step

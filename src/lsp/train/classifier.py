@@ -1,0 +1,188 @@
+"""A classifier from examples, or several in one program: put together from a recipe, trained and measured."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lsp import LspError, checkpoint
+from lsp import recipe as recipes
+from lsp.data.tokenizer import Tokenizer
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import initialise
+from lsp.train import adapt, compare, incremental, labelled, metrics, trackers, trainable
+from lsp.train.clock import Clock
+from lsp.train.evaluate import Classifier
+from lsp.train.loop import Fitted, Plan, fit
+from lsp.train.objectives import Objective
+from lsp.train.options import Options
+from lsp.train.replicas import at
+from lsp.train.step import Variant
+from lsp.trials import Trial
+
+
+class Start(NamedTuple):
+    """What a classifier begins with: a tokenizer and, unless all of it is to be random, a run or a published checkpoint
+    and its parameters as floats."""
+
+    words: Tokenizer
+    base: checkpoint.Checkpoint | checkpoint.Model | None = None
+    params: Any = None
+
+    def encoder(self, recipe: recipes.Finetune) -> ModelConfig:
+        return self.base.config if self.base else ModelConfig.from_recipe(recipe.model, self.words.size)
+
+
+class Trained(NamedTuple):
+    """A finished classifier and what its result says; of a trial among others the outcome too."""
+
+    model: checkpoint.Model
+    made: dict[str, Any]
+    outcome: compare.Outcome | None = None
+
+
+def train(
+    start: Start, files: labelled.Files, trials: Sequence[Trial], path: Path, clock: Clock, options: Options
+) -> list[Trained]:
+    """A classifier for each trial, in one program: they differ in seed and learning rate alone. Steps and metrics on
+    the way go to `path`. Raises LspError (exit 2 or 3, and as `loop.fit`)."""
+    shared = _Shared(start, files, trials[0].recipe, options.progress)
+    plan = shared.plan(trials, clock)
+    with trackers.opened(options.track, path, options.progress) as followers:
+        fitted = fit(plan, path, options.progress, followers)
+    if not plan.variants:
+        return [shared.finished(fitted.params, fitted.summary())]
+    return [shared.measured(trial, fitted, number) for number, trial in enumerate(trials)]
+
+
+class _Shared:
+    """What trials of one program have in common: the examples, the shape of the classifier, and what is not trained."""
+
+    def __init__(self, start: Start, files: labelled.Files, recipe: recipes.Finetune, progress: Any) -> None:
+        self.start, self.recipe = start, recipe
+        _check(start, recipe)
+        head, change, encoder = recipe.head, recipe.adapt, start.encoder(recipe)
+        self.grows = start.base if change.grow else None
+        self.files = files._replace(names=tuple(self.grows.labels)) if self.grows else files
+        length = min(recipe.data.sequence_length, encoder.max_length)
+        self.how = labelled.Reading(start.words, length, head.problem, change.grow)
+        self.sets = labelled.read_sets(self.files, self.how, progress, change.replay, recipe.train.seed)
+        labelled.weigh(self.sets.train, head)
+        self.config = encoder.classifier(max(1, len(self.sets.names)), head.pooling, head.dropout, head.problem)
+        self.scale = change.lora_alpha / max(1, change.lora_rank)
+        self.rest: Any = {}
+        self.classifier = Classifier(self.config)
+
+    def plan(self, trials: Sequence[Trial], clock: Clock) -> Plan:
+        """What to train. The rest of the model, where not all is trained, is the same for all trials."""
+        start, recipe, together = self.start, self.recipe, len(trials) > 1
+        first, self.rest = self._begin(recipe.train.seed)
+        begun = [first, *(self._begin(trial.recipe.train.seed)[0] for trial in trials[1:])]
+        variants = [Variant(trial.recipe.train.seed, trial.recipe.train.learning_rate) for trial in trials]
+        return labelled.plan(
+            self.config,
+            jax.tree.map(lambda *leaves: np.stack(leaves), *begun) if together else first,
+            trainable.partly(_objective(start, recipe), self.rest, self.scale),
+            self.sets,
+            recipe,
+            clock,
+            teacher=self.grows.config if self.grows else None,
+            complete=self._complete,
+            variants=tuple(variants) if together else (),
+        )
+
+    def finished(self, trained: Any, made: dict[str, Any]) -> Trained:
+        """The classifier, balanced and calibrated where the recipe asks for that."""
+        params = jax.device_get(self._complete(trained))
+        model, head = checkpoint.Model(self.config, params, self.start.words, self.sets.names), self.recipe.head
+        found: dict[str, float] = {}
+        if self.grows and self.sets.apart is not None and head.problem == "single_label":
+            model, found["shift"] = self._balanced(model, self.grows.config.classes)
+        if head.calibrate:
+            model, found["temperature"] = self._calibrated(model)
+        if found:
+            made = made | {"metrics": self.classifier.score(model.params, self.sets.dev).metrics} | found
+        return Trained(model, made | self._remembered(model))
+
+    def measured(self, trial: Trial, fitted: Fitted, number: int) -> Trained:
+        """The same of one of several variants, measured by itself."""
+        made, reached = fitted.summary(), int(fitted.reached[number])
+        done = self.finished(at(fitted.params, number), made)
+        scores, labels = self.classifier.score(done.model.params, self.sets.dev), self.sets.dev.labels
+        good = compare.goodness(self.config.problem, scores.logits, labels)
+        diverged = reached + 1 if reached < made["step"] else None
+        outcome = compare.Outcome(trial, scores.metrics, good, diverged)
+        return done._replace(made=done.made | {"metrics": scores.metrics}, outcome=outcome)
+
+    def _complete(self, trained: Any) -> Any:
+        return trainable.merged(trained, self.rest, self.scale) if self.rest else trained
+
+    def _begin(self, seed: int) -> tuple[Any, Any]:
+        """What is trained, and the rest: new parameters with those of the start where they fit. Its classifier goes on
+        if it spoke of the same labels, or of the first of them where it is to grow."""
+        base, old, change, config = self.start.base, self.start.params, self.recipe.adapt, self.config
+        params = fresh = initialise(config, seed)
+        if base is not None:
+            same = tuple(base.labels) == tuple(self.sets.names) and base.config.problem == config.problem
+            kept = {part: tree for part, tree in old.items() if part in fresh and (part != "classifier" or same)}
+            if change.grow and not same:
+                kept["classifier"] = incremental.grown(fresh["classifier"], old["classifier"])
+            params = adapt.fresh(fresh | kept, fresh, change)
+        return trainable.split(params, change, seed)
+
+    def _balanced(self, model: checkpoint.Model, old: int) -> tuple[checkpoint.Model, float]:
+        """The classifier with its new classes as hard to get as its old ones, by examples it was not trained on."""
+        assert self.sets.apart is not None
+        head = model.params["classifier"]
+        found = incremental.shift(self.classifier.logits(model.params, self.sets.apart), self.sets.apart.labels, old)
+        bias = np.asarray(head["bias"]) - found * (np.arange(len(head["bias"])) >= old).astype(np.float32)
+        return model._replace(params=model.params | {"classifier": head | {"bias": bias.astype(np.float32)}}), found
+
+    def _calibrated(self, model: checkpoint.Model) -> tuple[checkpoint.Model, float]:
+        """The classifier divided by the temperature that fits the dev file. Guesses stay as they are."""
+        logits = self.classifier.logits(model.params, self.sets.dev)
+        found = metrics.temperature(logits, self.sets.dev.labels)
+        divided = {name: leaf / np.float32(found) for name, leaf in model.params["classifier"].items()}
+        return model._replace(params=model.params | {"classifier": divided}), found
+
+    def _remembered(self, model: checkpoint.Model) -> dict[str, Any]:
+        """With --old-dev what classifier and old self make of old examples."""
+        if self.files.old_dev is None or self.grows is None:
+            return {}
+        found = {}
+        for name, each in (("before", self.grows), ("after", model)):
+            how = self.how._replace(grow=False)
+            examples = labelled.read(self.files.old_dev, self.files.columns, tuple(each.labels), how)
+            found[name] = Classifier(each.config).score(each.params, examples).metrics
+        return {"old": found}
+
+
+def _check(start: Start, recipe: recipes.Finetune) -> None:
+    """Raises LspError (exit 2) for changes that have nothing to change, or do not go together."""
+    base, head, change = start.base, recipe.head, recipe.adapt
+    if head.calibrate and head.problem != "single_label":
+        raise LspError(f"head.calibrate does not go together with {head.problem}.", hint="Leave it out.")
+    for key in ("freeze", "lora_rank"):
+        if base is None and getattr(change, key):
+            raise LspError(f"adapt.{key} would keep random weights: --from is scratch.", hint="Leave it out.")
+    if not change.grow:
+        return
+    if base is None or base.config.head != "classes" or base.config.problem == "regression":
+        raise LspError("adapt.grow is for a classifier that is there, with classes.", hint="Give its run as --from.")
+    if base.config.problem != head.problem:
+        raise LspError(
+            f"head.problem = {head.problem}, and the classifier's is {base.config.problem}.",
+            hint=f"Use --set head.problem={base.config.problem}.",
+        )
+    if change.r_drop:
+        raise LspError("adapt.r_drop does not go together with adapt.grow.", hint="Leave one of them out.")
+
+
+def _objective(start: Start, recipe: recipes.Finetune) -> Objective:
+    """The labels, and where a classifier grows what its old self answers."""
+    if start.base is None or not recipe.adapt.grow:
+        return Objective(adapt.loss(recipe.head.problem, recipe.adapt))
+    remember = incremental.remembering(start.base.config, recipe.adapt.remember)
+    return Objective(adapt.moved(remember, recipe.adapt), start.base.params)
