@@ -1,4 +1,9 @@
-"""Strict types for every test: an implicit promotion is an error."""
+"""Strict types for every test: an implicit promotion is an error. And programs that LLVM does not optimise: they run
+once or twice, and compiling them is most of what the tests take."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # before jax reads it; commands inherit it
 
 import jax
 import jax.numpy as jnp

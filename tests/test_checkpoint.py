@@ -164,7 +164,10 @@ for step, (source, target) in enumerate(((one, split), (split, one), (whole, spl
     number, state = steps.latest({"x": jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=target)})
     assert number == step and state["x"].sharding == target and (np.asarray(state["x"]) == value).all()
 """
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    devices = {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     ran = subprocess.run(
         [sys.executable, "-c", code, tmp_path], env=os.environ | devices, capture_output=True, text=True
     )

@@ -29,7 +29,7 @@ OPTIONS = {
     "export": ["--from", "--format", "--out", "--overwrite", *JSON],
     "finetune": [
         *["--from", "--train", "--dev", "--task", "--data", "--old", "--old-dev", *TRAINING[3:], "--tokenizer"],
-        *[*RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
+        *[*RECIPE, "--seeds", "--sweep", "--budget", "--tracker", "--overwrite", *JSON],
     ],
     "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],

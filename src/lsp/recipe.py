@@ -85,6 +85,13 @@ class Adapt:
 
 
 @dataclasses.dataclass(frozen=True)
+class Privacy:
+    noise: float = key(0.0, "differentially private SGD: standard deviation of the noise on a step's gradient, in lengths of `clip`; the result says what is spent; 0 means not private")
+    clip: float = key(1.0, "longest gradient of an example; `train.clip` then says nothing")
+    delta: float = key(0.0, "chance at which the privacy that is said to be spent may be exceeded; 0 means 1 / (10 · examples)")
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     steps: int = key(0, "optimizer steps; 0 means `epochs` decides")
     epochs: float = key(1.0, "passes over the training data; used when `steps` is 0")
@@ -174,6 +181,7 @@ class Finetune:
     model: Model = Model()
     head: NewHead = NewHead()
     adapt: Adapt = Adapt()
+    privacy: Privacy = Privacy()
     data: Labelled = Labelled()
     train: Train = Train(epochs=3.0, learning_rate=2e-4, beta2=0.999)
     mesh: Mesh = Mesh()
@@ -217,10 +225,10 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
     (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
-    (("sparsity", "beta1", "beta2", "momentum"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike"), lambda v: v >= 0, "0 or more"),
+    (("steps", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

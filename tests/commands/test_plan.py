@@ -42,7 +42,7 @@ def test_a_plan_adds_up() -> None:
     split, whole = 512 * 64 + 4 * 64 * 64 + 3 * 64 * 128, 64 * 3 + 64 * 64 + 64
     assert made["parameters"] == split + whole + 512
     assert memory["parameters"] == 4 * (split // 4 + whole + 512 // 2)  # the head's bias is cut by words only
-    assert memory["optimizer"] == 2 * memory["parameters"] + 4
+    assert memory["optimizer"] == 2 * memory["parameters"] + 2 * 4  # Adam's count, and the peak of the learning rate
     assert memory["batch"] == 4 * 16 * (2 * 128 + 3 * 20) // 2
     assert made["memory_bytes"] == sum(memory.values())
     flops = 3 * 2 * 16 * (128 * (4 * 64 * 64 + 3 * 64 * 128) + 2 * 128 * 128 * 64 + 20 * 64 * (64 + 512))
@@ -53,7 +53,7 @@ def test_a_plan_adds_up() -> None:
     assert made["cost"] == pytest.approx(4 * 2 * made["seconds"] / 3600)
     # A copy of parameters and two moments, the counters of AdamW and of the step, and the window of the watch.
     window = sum(leaf.nbytes for leaf in watch.FRESH)
-    assert made["checkpoint_bytes"] == 3 * 4 * made["parameters"] + 2 * 4 + window
+    assert made["checkpoint_bytes"] == 3 * 4 * made["parameters"] + 3 * 4 + 2 * 4 + window
     assert {row["collective"] for row in made["collectives"]} >= {"all-reduce", "all-gather"}
 
 

@@ -21,7 +21,7 @@ from lsp.trials import Trial, expand
 OPTIONS = Options(Progress(quiet=True))
 WORDS = ["sun", "rain", "wind", "snow", "the", "day", "was", "and", "we", "saw"]
 PLAN = recipe.Finetune(
-    model=recipe.Model(layers=1, width=32, heads=2, max_length=32),
+    model=recipe.Model(layers=1, width=16, heads=2, max_length=16),
     head=recipe.NewHead(dropout=0.1),
     train=recipe.Train(steps=12, batch_size=8, learning_rate=3e-3, seed=5, checkpoint_every=4, log_every=4),
 )
@@ -29,10 +29,10 @@ PLAN = recipe.Finetune(
 
 @pytest.fixture(scope="module")
 def weather(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Does it rain? Texts of 3 to 20 words, and a tokenizer."""
+    """Does it rain? Texts of 3 to 12 words, and a tokenizer."""
     top, random = tmp_path_factory.mktemp("weather"), np.random.default_rng(0)
     for name, count in (("train", 90), ("dev", 40)):
-        texts = [random.choice(WORDS, random.integers(3, 20)).tolist() for _ in range(count)]
+        texts = [random.choice(WORDS, random.integers(3, 12)).tolist() for _ in range(count)]
         rows = [f"{' '.join(words)}\t{'wet' if 'rain' in words else 'dry'}" for words in texts]
         (top / f"{name}.tsv").write_text("\n".join(["text\tlabel", *rows]) + "\n")
     text = [" ".join(random.choice(WORDS, 9)) for _ in range(200)]

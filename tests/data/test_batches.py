@@ -232,19 +232,39 @@ def test_examples_of_like_length_go_together(words: Tokenizer) -> None:
     assert padded < 0.75 * one_width
 
 
-def test_in_order_gives_every_example_once_shortest_first(words: Tokenizer) -> None:
+def test_every_example_has_one_place_in_a_shared_row(words: Tokenizer) -> None:
     examples = Examples(table(TEXTS), words, 128)
-    seen = list(batches.in_order(examples, 10))
-    assert sorted(np.concatenate([chosen for chosen, _ in seen]).tolist()) == list(range(len(TEXTS)))
-    assert {len(batch["labels"]) for _, batch in seen} == {10}
-    widths = [batch["tokens"].shape[1] for _, batch in seen]
-    assert widths == sorted(widths)
+    seen, used, there = [], 0, 0
+    for chosen, batch in batches.shared(examples):
+        rows, width = batch["tokens"].shape
+        assert chosen.shape == (rows, batches.places(width)) and rows * width <= batches.TOKENS_AT_ONCE
+        for row, place in np.argwhere(chosen >= 0).tolist():
+            here = batch["segments"][row] == place + 1
+            example = int(chosen[row, place])
+            seen.append(example)
+            np.testing.assert_array_equal(batch["tokens"][row][here], examples.tokens[example])
+            assert (np.diff(np.flatnonzero(here)) == 1).all()
+            expected = np.arange(here.sum()) >= examples.seconds[example]
+            np.testing.assert_array_equal(batch["types"][row][here], expected)
+        used, there = used + int((batch["segments"] > 0).sum()), there + int((chosen >= 0).any(1).sum()) * width
+    assert sorted(seen) == list(range(len(TEXTS))) and used == examples.lengths.sum()
+    assert used > 0.8 * there, "texts of five lengths, most over half a row: others fill more"
+
+
+def test_short_examples_share_and_long_ones_have_wide_rows(words: Tokenizer) -> None:
+    examples = Examples(table(["a"] * 40 + ["a b c d e f g h " * 12]), words, 512)
+    shapes = {batch["tokens"].shape[1]: chosen for chosen, batch in batches.shared(examples)}
+    assert max(shapes) == width_for(examples.lengths.max()) and (shapes[max(shapes)] >= 0).sum() > 1
+    assert all((chosen >= 0).sum(1).max() <= batches.places(width) for width, chosen in shapes.items())
 
 
 def test_widths_are_few_and_hold_what_they_must() -> None:
     widths = [width_for(length) for length in range(1, 513)]
     assert sorted(set(widths)) == [16, 32, 64, 96, 128, 192, 256, 384, 512]
     assert all(width >= length for length, width in enumerate(widths, 1))
+    fine = [width_for(length, fine=True) for length in range(1, 513)]
+    assert sorted(set(fine)) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+    assert all(length <= width < 2 * max(8, length) for length, width in enumerate(fine, 1))
 
 
 def test_the_road_from_files_needs_neither_jax_nor_grain(tmp_path: Path) -> None:

@@ -60,7 +60,10 @@ print(json.dumps(found))
 
 
 def test_a_step_agrees_on_every_split_of_eight_devices():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, "-c", STEPS, json.dumps(SPLITS)], env=environment, capture_output=True, text=True, check=False
     )

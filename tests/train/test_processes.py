@@ -31,7 +31,7 @@ def start(text: Path, out: Path, steps: int, more: list[str], devices: int = 1) 
     command = [sys.executable, "-m", "lsp", "pretrain", "--data", str(text), "--out", str(out), "--json", *more]
     return subprocess.Popen(
         [*command, *(word for change in changes for word in ("--set", change))],
-        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+        env=os.environ | {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

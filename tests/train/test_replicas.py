@@ -141,7 +141,10 @@ print(json.dumps(found))
 
 
 def test_copies_agree_on_any_number_of_devices_and_hardly_talk():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, "-c", ENCODERS], env=environment, capture_output=True, text=True, check=False
     )

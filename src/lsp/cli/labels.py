@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -92,12 +93,17 @@ def finetune(
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
     need(train, dev, data, old, old_dev, code=Exit.DATA)
+    several = partial(trials.expand, seeds=seeds, sweeps=sweeps)
+    several(plan)  # what can't be is said before anything is read
     if (old or old_dev) and not plan.adapt.grow:
         raise LspError("--old and --old-dev are for a classifier that grows.", hint="Add --set adapt.grow=true.")
-    if task:
-        plan = replace(plan, head=replace(plan.head, problem=glue.task(task).problem))
-    several = trials.expand(plan, seeds, sweeps)
-    files = labelled_files(train, dev, task, data, (tuple(text_column), label_column))
+    known, files = None, None
+    if task.lower() != "glue":
+        known = glue.task(task) if task else None
+        plan = replace(plan, head=replace(plan.head, problem=known.problem)) if known else plan
+        files = labelled_files(train, dev, task, data, (tuple(text_column), label_column))
+    elif data is None or train or dev or text_column or label_column or old:
+        raise LspError("--task glue takes all of GLUE.", hint="Write it as in --task glue --data DIR, without files.")
     need(tokenizer)
     if begin != "scratch":
         need(begin)
@@ -113,10 +119,14 @@ def finetune(
     from lsp.train.options import Options
 
     options = Options(console.Progress(quiet), overwrite, seconds, tracker)
+    if files is None:
+        from lsp.commands import suite
+
+        assert data is not None
+        return report(suite.run(begin, data, out, plan, tokenizer, options, several), as_json)
+    metric = known.metrics[0] if known else ""
     given = Files(*files, old, old_dev)
-    if len(several) == 1:
-        return report(verb.run(begin, out, several[0].recipe, given, tokenizer, options), as_json)
-    return report(verb.run(begin, out, plan, given, tokenizer, options, several), as_json)
+    return report(verb.run(begin, out, plan, given, tokenizer, options, several(plan), metric), as_json)
 
 
 def labelled_files(

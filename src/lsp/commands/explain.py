@@ -59,7 +59,7 @@ def _rows(
     base: checkpoint.Checkpoint, source: str, columns: labelled.Columns, label: str, progress: Any
 ) -> Iterator[dict[str, Any]]:
     params, config = dequantize(base.params), base.config
-    explainer, classifier = Explainer(config, params), Classifier(config, batch_size=1)
+    explainer, classifier = Explainer(config, params), Classifier(config)
     texts = [texts for texts, _ in itertools.islice(tasks.stream(source, columns[0]), MOST + 1)]
     if len(texts) > MOST:
         progress.warn(f"explaining the first {MOST} texts; there are more")

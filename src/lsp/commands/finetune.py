@@ -28,12 +28,16 @@ def run(
     tokenizer: Path | None,
     options: Options,
     trials: Sequence[Trial] = (),
+    metric: str = "",
 ) -> dict[str, Any]:
     """Trains on one file, measures on the other, writes a classifier to `out` and returns its result.
 
-    Of several `trials` of the recipe the best by the dev file is written, and the result tells of all.
+    Of several `trials` of the recipe the best on the dev file by `train.best`, else by `metric`, is written, and the
+    result tells of all.
     """
     clock = Clock(options.budget)
+    if len(trials) == 1:
+        recipe = trials[0].recipe
     inputs = files.digests() | {"from": _identity(start)}
     if len(trials) > 1:
         inputs["trials"] = "; ".join(str(trial.named()) for trial in trials)
@@ -44,9 +48,10 @@ def run(
             return held.result()
         begin = _begin(start, tokenizer, options.progress)
         if len(trials) > 1:
-            chosen = _choose(begin, files, trials, held.path, options)
+            metric = recipe.train.best or metric or compare.FIRST[recipe.head.problem]
+            chosen = _choose(begin, files, trials, held.path, options, metric)
         else:
-            chosen = train(begin, files, [Trial(recipe, {})], held.path, clock, options)[0]
+            chosen = train(begin, files, trials or [Trial(recipe, {})], held.path, clock, options)[0]
         return checkpoint.finish(
             held,
             chosen.model,
@@ -58,7 +63,9 @@ def run(
         )
 
 
-def _choose(begin: Start, files: labelled.Files, trials: Sequence[Trial], path: Path, options: Options) -> Trained:
+def _choose(
+    begin: Start, files: labelled.Files, trials: Sequence[Trial], path: Path, options: Options, metric: str
+) -> Trained:
     """The best of several trials. Those that can be are one program; programs run one after another, each in a folder
     of its own, and share the budget."""
     groups = [part for group in alike(trials) for part in _fitting(group, begin)]
@@ -70,8 +77,6 @@ def _choose(begin: Start, files: labelled.Files, trials: Sequence[Trial], path: 
         options.progress.say(f"training {_listed(group)} ({number + 1} of {len(groups)})")
         found += [(each, place) for each in train(begin, files, group, place, Clock(options.budget), options)]
     outcomes = [each.outcome for each, _ in found if each.outcome]
-    recipe = trials[0].recipe
-    metric = recipe.train.best or compare.FIRST[recipe.head.problem]
     chosen, place = found[compare.best(outcomes, metric)]
     assert chosen.outcome is not None
     if place != path:

@@ -14,7 +14,7 @@ from lsp.data.tokenizer import CLS, MASK, SEP
 from lsp.train import answers, labelled
 from lsp.train.evaluate import Classifier, MaskedWords
 
-CHUNK = 256  # rows read before the first is answered; inside, rows of like length share a batch
+CHUNK = 256  # rows read before the first is answered
 GUESSES = 5
 Row = dict[str, Any]
 

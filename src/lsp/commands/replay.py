@@ -20,7 +20,7 @@ from lsp.train.blackbox import Box
 from lsp.train.compiled import build, policies
 from lsp.train.metrics import value
 from lsp.train.objectives import LABELS, Objective, masked_lm, masked_lm_of_pairs
-from lsp.train.step import Signals, begin
+from lsp.train.step import Signals, begin, key_at, raw_key
 
 WORST = 5  # texts that are shown
 
@@ -83,7 +83,7 @@ def _step(box: Box, objective: Objective, mesh: Any, train: recipes.Train) -> di
     remat = policies(train.remat)[0]
     update, step = build(box.config, objective, train, recipes.Replicas(), mesh, remat)
     index = box.facts["step"] - 1
-    start = partial(begin, update, seed=train.seed % 2**32, step=index)
+    start = partial(begin, update, seed=train.seed, step=index)
     places = meshes.place(jax.eval_shape(start, box.params), mesh)
     state = jax.jit(start, out_shardings=places)(meshes.spread(box.params, places.params))
     signals = meshes.each(Signals(0.0), mesh)
@@ -113,7 +113,7 @@ def _parts(box: Box, objective: Objective) -> Any:
 
     @jax.jit
     def all_parts(params: Any, batch: Any) -> Any:
-        key = jax.random.fold_in(jax.random.key(box.train.seed % 2**32), jnp.int32(box.facts["step"] - 1))
+        key = key_at(raw_key(box.train.seed), jnp.int32(box.facts["step"] - 1))
         gradients, outputs = jax.grad(loss, has_aux=True)(params, batch, key)
         rows = jax.lax.map(
             lambda row: loss(params, jax.tree.map(lambda x: x[None], row), None)[0],

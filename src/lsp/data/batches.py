@@ -35,6 +35,8 @@ EVALUATION_RATE = 0.15
 SAMPLE = 2048  # rows that are looked at to know how many slots words and spans need
 POOL = 64  # batches whose examples are sorted by length together
 AHEAD = 8  # batches read ahead
+SHORTEST_ROW = 64  # tokens of a row that examples share, at least
+TOKENS_AT_ONCE = 2048  # of such a batch
 THREADS = 2  # that read them; NumPy lets go of the interpreter lock for the larger copies only
 
 
@@ -221,14 +223,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, chosen: np.ndarray, batch_size: int, longest: int = 0) -> Batch:
+    def batch(self, chosen: np.ndarray, batch_size: int, longest: int = 0, fine: bool = False) -> Batch:
         """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B].
 
-        T is the first of 16, 32, 64, 96, 128, 192, … that holds the longest of them, and `longest` tokens. Missing rows
-        weigh 0.
+        T is the width (`width_for`) that holds the longest of them, and `longest` tokens. Missing rows weigh 0.
         """
-        longest = max(longest, int(self.lengths[chosen].max()))
-        tokens = np.full((batch_size, min(width_for(longest), self.sequence_length)), PAD, np.int32)
+        longest = max(longest, int(self.lengths[chosen].max(initial=1)))
+        tokens = np.full((batch_size, min(width_for(longest, fine), self.sequence_length)), PAD, np.int32)
         types = np.zeros_like(tokens)
         for row, example in enumerate(chosen.tolist()):
             tokens[row, : self.lengths[example]] = self.tokens[example]
@@ -253,7 +254,7 @@ def _labels(table: Table, problem: Problem) -> np.ndarray:
     return marks
 
 
-def labelled(examples: Examples, *, batch_size: int, seeds: Sequence[int]) -> "MapDataset":
+def labelled(examples: Examples, *, batch_size: int, seeds: Sequence[int], fine: bool = False) -> "MapDataset":
     """Endless batches of `Examples.batch`, ⌈N/B⌉ an epoch, each example once; examples of like length go together.
 
     Of several seeds each has an order of its own, and row i of a batch is of seed number i % the number of seeds.
@@ -265,7 +266,7 @@ def labelled(examples: Examples, *, batch_size: int, seeds: Sequence[int]) -> "M
     def together(step: int) -> Batch:
         chosen = {seed: numbers(step) for seed, numbers in orders.items()}
         longest = max(int(examples.lengths[rows].max()) for rows in chosen.values())
-        made = {seed: examples.batch(rows, batch_size, longest) for seed, rows in chosen.items()}
+        made = {seed: examples.batch(rows, batch_size, longest, fine) for seed, rows in chosen.items()}
         if len(seeds) == 1:
             return made[seeds[0]]
         each = [made[seed] for seed in seeds]
@@ -274,6 +275,18 @@ def labelled(examples: Examples, *, batch_size: int, seeds: Sequence[int]) -> "M
         }
 
     return MapDataset.range(sys.maxsize).map(together)
+
+
+def sampled(examples: Examples, *, rows: int, share: float, seed: int) -> "MapDataset":
+    """Endless batches of `rows` rows, in which each example is with the chance `share`, whatever else is there. What
+    has no row left is left out."""
+    from grain import MapDataset
+
+    def drawn(step: int) -> Batch:
+        chosen = np.flatnonzero(np.random.default_rng([seed, step]).random(len(examples)) < share)
+        return examples.batch(chosen[:rows], rows)
+
+    return MapDataset.range(sys.maxsize).map(drawn)
 
 
 def example_numbers(examples: Examples, *, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
@@ -297,12 +310,57 @@ def example_numbers(examples: Examples, *, batch_size: int, seed: int) -> Callab
     return numbers
 
 
-def in_order(examples: Examples, batch_size: int) -> Iterator[tuple[np.ndarray, Batch]]:
-    """Every example once, shortest first: (which ones [n ≤ B], their batch of B rows). For measuring and predicting."""
-    order = np.argsort(examples.lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        yield chosen, examples.batch(chosen, batch_size)
+def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example once, for measuring and predicting, in rows that examples share: (which example is segment 1, 2, …
+    of which row, int64 [B, E] with -1 where none is; tokens, segments and types [B, T]). There is hardly any padding,
+    and most batches have one shape.
+
+    The longest example goes first, each into the fullest row with room for it; a row is as wide as the one that opened
+    it needs.
+    """
+    rows: dict[int, list[list[int]]] = {}  # by width
+    waiting: dict[int, list[tuple[int, list[int]]]] = {}  # rows and their widths, by the room that is left
+    rooms = 0  # bit r is set when a row with room r waits
+    lengths = examples.lengths.tolist()
+    for example in np.argsort(-examples.lengths, kind="stable").tolist():
+        size = lengths[example]
+        if fitting := rooms >> size:
+            room = size + (fitting & -fitting).bit_length() - 1
+            width, row = waiting[room].pop()
+            rooms &= ~(1 << room) if not waiting[room] else -1
+        else:
+            room = width = max(width_for(size), SHORTEST_ROW)
+            row = []
+            rows.setdefault(width, []).append(row)
+        row.append(example)
+        if room > size and len(row) < places(width):
+            waiting.setdefault(room - size, []).append((width, row))
+            rooms |= 1 << (room - size)
+    for width, some in rows.items():
+        full = max(1, TOKENS_AT_ONCE // width)
+        for start in range(0, len(some), full):
+            part = some[start : start + full]
+            yield _shared_batch(examples, part, min(full, 1 << (len(part) - 1).bit_length()), width)
+
+
+def places(width: int) -> int:
+    """How many examples may share a row of so many tokens."""
+    return width // 8
+
+
+def _shared_batch(examples: Examples, rows: list[list[int]], count: int, width: int) -> tuple[np.ndarray, Batch]:
+    """The rows, and empty ones after them."""
+    chosen = np.full((count, places(width)), -1)
+    tokens, segments, types = (np.full((count, width), fill, np.int32) for fill in (PAD, 0, 0))
+    for row, held in enumerate(rows):
+        chosen[row, : len(held)] = held
+        end = 0
+        for place, example in enumerate(held, 1):
+            start, end = end, end + len(examples.tokens[example])
+            tokens[row, start:end] = examples.tokens[example]
+            segments[row, start:end] = place
+            types[row, start + examples.seconds[example] : end] = 1
+    return chosen, {"tokens": tokens, "segments": segments, "types": types}
 
 
 def read_ahead(dataset: "MapDataset", start: int, stop: int) -> Iterator[Any]:
@@ -313,10 +371,12 @@ def read_ahead(dataset: "MapDataset", start: int, stop: int) -> Iterator[Any]:
         yield from dataset[start:stop].to_iter_dataset(ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD))
 
 
-def width_for(length: int) -> int:
-    """The smallest of 16, 32, 64, 96, 128, 192, 256, 384, … that holds `length`: few shapes to compile for."""
-    power = 1 << max(4, (int(length) - 1).bit_length())
-    return power * 3 // 4 if power > 64 and length <= power * 3 // 4 else power
+def width_for(length: int, fine: bool = False) -> int:
+    """The smallest of 16, 32, 64, 96, 128, 192, 256, 384, … that holds `length`: few shapes to compile for. Of a `fine`
+    scale 8, 24 and 48 are too: less padding where there are many batches."""
+    least, whole = (3, 16) if fine else (4, 64)
+    power = 1 << max(least, (int(length) - 1).bit_length())
+    return power * 3 // 4 if power > whole and length <= power * 3 // 4 else power
 
 
 def _masked(

@@ -12,22 +12,24 @@ ENDINGS = ("", ".gz", ".xz")
 
 class Task(NamedTuple):
     """`texts` and `label` are columns: names, or numbers from 1 where the files have no header. `names` are the classes
-    in the order of their numbers in the files, or of the published models where the files have words."""
+    in the order of their numbers in the files, or of the published models where the files have words. A score of GLUE
+    is the mean of the `metrics`."""
 
     texts: tuple[str, ...]
     label: str
     names: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
     problem: Problem = "single_label"
     dev: tuple[str, ...] = ("dev",)
 
 
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
-    "cola": Task(("4",), "2", ("unacceptable", "acceptable")),
+    "cola": Task(("4",), "2", ("unacceptable", "acceptable"), ("matthews",)),
     "sst2": Task(("sentence",), "label", ("negative", "positive")),
-    "mrpc": Task(("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent")),
-    "stsb": Task(("sentence1", "sentence2"), "score", (), "regression"),
-    "qqp": Task(("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate")),
+    "mrpc": Task(("#1 String", "#2 String"), "Quality", ("not_equivalent", "equivalent"), ("f1", "accuracy")),
+    "stsb": Task(("sentence1", "sentence2"), "score", (), ("pearson", "spearman"), "regression"),
+    "qqp": Task(("question1", "question2"), "is_duplicate", ("not_duplicate", "duplicate"), ("f1", "accuracy")),
     "mnli": Task(
         ("sentence1", "sentence2"),
         "gold_label",
@@ -46,6 +48,19 @@ def task(name: str) -> Task:
     if known not in TASKS:
         raise LspError(f"--task {name}: no such task.{nearest(name, TASKS)}", hint=f"There are: {', '.join(TASKS)}.")
     return TASKS[known]
+
+
+def folders(data: Path) -> dict[str, Path]:
+    """The tasks whose folders are under `data`, called as GLUE's download calls them (`SST-2`) or as here (`sst2`).
+    Raises LspError (exit 3) where there are none."""
+    there = sorted(path for path in data.iterdir() if path.is_dir()) if data.is_dir() else []
+    named = {path.name.lower().replace("-", ""): path for path in there}
+    if found := {name: named[name] for name in TASKS if name in named}:
+        return found
+    held = f"It holds: {', '.join(path.name for path in there[:10])}." if there else "It holds no folders."
+    raise LspError(
+        f"{data} holds no task of GLUE.", hint=f"Each has a folder there, such as SST-2. {held}", code=Exit.DATA
+    )
 
 
 def split(folder: Path, name: str) -> Path:

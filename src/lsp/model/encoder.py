@@ -211,19 +211,31 @@ class Model(nnx.Module):
         types_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         shift_BTD: jax.Array | None = None,
+        shared: int = 0,
     ) -> jax.Array:
-        """Logits over the classes [B, C], fp32, of rows that hold one example each."""
+        """Logits over the classes [B, C], fp32, of rows that hold one example each; or [B, E, C] of rows that are
+        `shared` by up to E of them, which are segments 1, 2, …, E."""
         keys = (None, None) if key is None else jax.random.split(key)
         hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD)
-        if self.config.pooling == "cls":
-            pooled_BD = hidden_BTD[:, 0]
+        if shared:
+            pooled = self._pool_shared(hidden_BTD, segments_BT, shared)
+        elif self.config.pooling == "cls":
+            pooled = hidden_BTD[:, 0]
         else:
             weights_BT = (segments_BT > 0).astype(jnp.float32)
             total_BD = jnp.einsum("btd,bt->bd", hidden_BTD.astype(jnp.float32), weights_BT)
-            pooled_BD = total_BD / jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
-            pooled_BD = pooled_BD.astype(hidden_BTD.dtype)
-        pooled_BD = drop(self.pooler(pooled_BD), self.config.dropout, keys[1])
-        return self.classifier(pooled_BD).astype(jnp.float32)
+            pooled = total_BD / jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
+        pooled = drop(self.pooler(pooled.astype(hidden_BTD.dtype)), self.config.dropout, keys[1])
+        return self.classifier(pooled).astype(jnp.float32)
+
+    def _pool_shared(self, hidden_BTD: jax.Array, segments_BT: jax.Array, shared: int) -> jax.Array:
+        """What the classifier reads of each example of a row [B, E, D], fp32. A product with one-hot rows is exact."""
+        of_BTE = segments_BT[..., None] == jnp.arange(1, shared + 1)
+        if self.config.pooling == "cls":
+            of_BTE &= (attention.positions(segments_BT) == 0)[..., None]
+        weights_BTE = of_BTE.astype(jnp.float32)
+        total_BED = jnp.einsum("bte,btd->bed", weights_BTE, hidden_BTD.astype(jnp.float32))
+        return total_BED / jnp.maximum(weights_BTE.sum(1)[..., None], 1.0)
 
 
 def initialise(config: ModelConfig, seed: int) -> Tree:

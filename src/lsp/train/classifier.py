@@ -12,7 +12,7 @@ from lsp import recipe as recipes
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import adapt, compare, incremental, labelled, metrics, trackers, trainable
+from lsp.train import adapt, compare, incremental, labelled, metrics, privacy, trackers, trainable
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Fitted, Plan, fit
@@ -48,12 +48,16 @@ def train(
 ) -> list[Trained]:
     """A classifier for each trial, in one program: they differ in seed and learning rate alone. Steps and metrics on
     the way go to `path`. Raises LspError (exit 2 or 3, and as `loop.fit`)."""
+    privacy.check(trials[0].recipe, len(trials) > 1)
     shared = _Shared(start, files, trials[0].recipe, options.progress)
-    plan = shared.plan(trials, clock)
+    plan = shared.plan(trials, clock, path)
     with trackers.opened(options.track, path, options.progress) as followers:
         fitted = fit(plan, path, options.progress, followers)
     if not plan.variants:
-        return [shared.finished(fitted.params, fitted.summary())]
+        made = fitted.summary()
+        if plan.private:
+            made |= privacy.report(trials[0].recipe, len(shared.sets.train), fitted.step)
+        return [shared.finished(fitted.params, made)]
     return [shared.measured(trial, fitted, number) for number, trial in enumerate(trials)]
 
 
@@ -75,12 +79,13 @@ class _Shared:
         self.rest: Any = {}
         self.classifier = Classifier(self.config)
 
-    def plan(self, trials: Sequence[Trial], clock: Clock) -> Plan:
+    def plan(self, trials: Sequence[Trial], clock: Clock, path: Path) -> Plan:
         """What to train. The rest of the model, where not all is trained, is the same for all trials."""
         start, recipe, together = self.start, self.recipe, len(trials) > 1
         first, self.rest = self._begin(recipe.train.seed)
         begun = [first, *(self._begin(trial.recipe.train.seed)[0] for trial in trials[1:])]
         variants = [Variant(trial.recipe.train.seed, trial.recipe.train.learning_rate) for trial in trials]
+        private = recipe.privacy if recipe.privacy.noise else None
         return labelled.plan(
             self.config,
             jax.tree.map(lambda *leaves: np.stack(leaves), *begun) if together else first,
@@ -91,6 +96,8 @@ class _Shared:
             teacher=self.grows.config if self.grows else None,
             complete=self._complete,
             variants=tuple(variants) if together else (),
+            private=private,
+            secret=privacy.secret(path / "train") if private else 0,
         )
 
     def finished(self, trained: Any, made: dict[str, Any]) -> Trained:

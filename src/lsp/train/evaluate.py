@@ -52,18 +52,24 @@ class Forward:
 
 
 class Classifier:
-    """Logits of labelled or unlabelled examples, in batches of like length. Reusable, so nothing compiles twice."""
+    """Logits of labelled or unlabelled examples, which share rows. Reusable, so nothing compiles twice."""
 
-    def __init__(self, config: ModelConfig, batch_size: int = 32) -> None:
-        self.classes, self.problem, self.batch_size = config.classes, config.problem, batch_size
-        self.forward = Forward(config, lambda model, b: model.classify(b["tokens"], b["segments"], b["types"]))
+    def __init__(self, config: ModelConfig) -> None:
+        self.classes, self.problem = config.classes, config.problem
+
+        def compute(model: Model, batch: dict[str, jax.Array]) -> jax.Array:
+            tokens_BT, inputs = batch["tokens"], (batch["segments"], batch["types"])
+            return model.classify(tokens_BT, *inputs, shared=batches.places(tokens_BT.shape[1]))
+
+        self.forward = Forward(config, compute)
 
     def logits(self, params: Any, examples: batches.Examples) -> np.ndarray:
         """fp32 [N, C], in the examples' order."""
         logits = np.zeros((len(examples), self.classes), np.float32)
-        for rows, batch in batches.in_order(examples, self.batch_size):
-            inputs = {name: batch[name] for name in ("tokens", "segments", "types")}
-            logits[rows] = self.forward(params, inputs)[: len(rows)]
+        for chosen_BE, batch in batches.shared(examples):
+            answers_BEC = self.forward(params, batch)
+            there_BE = chosen_BE >= 0
+            logits[chosen_BE[there_BE]] = answers_BEC[there_BE]
         return logits
 
     def score(self, params: Any, examples: batches.Examples) -> Scores:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -15,13 +16,15 @@ from lsp import recipe as recipes
 from lsp.data import batches, tasks, text
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
-from lsp.train import incremental
+from lsp.train import incremental, privacy
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
 from lsp.train.objectives import Objective
 from lsp.train.replicas import at
 from lsp.train.step import Variant
+
+MANY = 1000  # steps from which less padding is worth more shapes to compile for
 
 Columns = tuple[tuple[str, ...], str]  # names or numbers of the text columns, and of the label column
 
@@ -120,14 +123,26 @@ def plan(
     teacher: ModelConfig | None = None,
     complete: Callable[[Any], Any] = lambda trained: trained,
     variants: tuple[Variant, ...] = (),
+    private: recipes.Privacy | None = None,
+    secret: int = 0,
 ) -> Plan:
     """A plan over the sets. `complete` makes the model's parameters of those that are trained, where these are not all.
-    Metrics of several variants are the means over those that did not diverge. Raises LspError (exit 2)."""
+    Metrics of several variants are the means over those that did not diverge. A `private` run draws its batches and its
+    noise by `secret`. Raises LspError (exit 2 or 5)."""
     train = counted(recipe.train, len(sets.train))
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
     seeds = [variant.seed for variant in variants] or [train.seed]
-    dataset = batches.labelled(sets.train, batch_size=train.batch_size, seeds=seeds)
+    fine = train.steps >= MANY
+    dataset = batches.labelled(sets.train, batch_size=train.batch_size, seeds=seeds, fine=fine)
+    numbers = None
+    if private:
+        rows = privacy.room(len(sets.train), train.batch_size, train.accumulate * jax.device_count())
+        privacy.fits(rows, params, train.accumulate)
+        share = train.batch_size / len(sets.train)
+        dataset = batches.sampled(sets.train, rows=rows, share=share, seed=secret)
+    elif not variants:
+        numbers = batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed)
     classifier = Classifier(config)
 
     def evaluate(params: Any) -> dict[str, float]:
@@ -149,9 +164,11 @@ def plan(
         clock=clock,
         transform=transform,
         teacher=teacher,
-        rows=batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed),
+        rows=numbers,
         decode=sets.train.decode,
         variants=variants,
+        private=private,
+        secret=secret if private else None,
     )
 
 

@@ -52,6 +52,8 @@ class Plan:
     # Trained together, where there are any: `params` and so `evaluate`'s have a first axis for them, and row i of a
     # batch is of variant i % V.
     variants: tuple[Variant, ...] = ()
+    private: recipes.Privacy | None = None
+    secret: int | None = None  # draws in the place of the recipe's seed
     # For the black box: which rows of the data a step's batch holds, and the text of a row of tokens.
     rows: Callable[[int], np.ndarray] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
@@ -252,12 +254,13 @@ class _Loop:
             remat,
             plan.transform,
             len(plan.variants),
+            plan.private,
         )
 
     def _start(self) -> tuple[int, TrainState, float]:
         """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
         variants, update = self.plan.variants, self._build("none")[0]
-        seed = self.plan.train.seed % 2**32
+        seed = self.plan.train.seed if self.plan.secret is None else self.plan.secret
         first = partial(begin_together, update, variants=variants) if variants else partial(begin, update, seed=seed)
         shapes = jax.eval_shape(first, self.plan.params)
         places = meshes.place(shapes, self.mesh)

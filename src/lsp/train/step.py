@@ -10,21 +10,24 @@ import numpy as np
 import optax
 from flax import nnx
 
+from lsp import recipe as recipes
 from lsp.model.sharding import gather
-from lsp.train import watch
+from lsp.train import privacy, watch
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Objective
 
+NOISE = 1 << 30  # what sets the noise of a private step apart from its dropout
+
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state, what the watch remembers, and the
-    uint32 seed of its dropout. Of several variants that are trained together every array has a first axis more."""
+    """All that a run needs to go on: int32 step, fp32 parameters, optimizer state, what the watch remembers, and
+    uint32 [2] from which it draws. Of several variants that are trained together every array has a first axis more."""
 
     step: Any
     params: Any
     opt_state: optax.OptState
     recent: watch.Recent = watch.FRESH
-    seed: Any = np.uint32(0)
+    key: Any = np.zeros(2, np.uint32)
 
 
 class Variant(NamedTuple):
@@ -40,7 +43,18 @@ def begin(update: "Update", params: Any, seed: Any = 0, learning_rate: Any = Non
         opt_state = update.init(params)
     if learning_rate is not None:
         opt_state = optax.tree.set(opt_state, learning_rate=learning_rate)
-    return TrainState(jnp.int32(step), params, opt_state, seed=jnp.uint32(seed))
+    return TrainState(jnp.int32(step), params, opt_state, key=raw_key(seed))
+
+
+def raw_key(seed: Any) -> jax.Array:
+    """uint32 [2]: the halves of a whole number of 64 bits, or 0 and a uint32 array."""
+    halves = (seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF) if isinstance(seed, int) else (0, seed)
+    return jnp.stack([jnp.asarray(half, jnp.uint32) for half in halves])
+
+
+def key_at(raw: jax.Array, step: jax.Array) -> jax.Array:
+    """The key that a step draws from."""
+    return jax.random.fold_in(jax.random.wrap_key_data(raw, impl="threefry2x32"), step)
 
 
 def begin_together(update: "Update", params: Any, variants: Sequence[Variant]) -> TrainState:
@@ -75,9 +89,12 @@ def make_update(
     accumulate: int = 1,
     full: int = 0,
     precision: str = "fp32",
+    private: recipes.Privacy | None = None,
+    expected: int = 0,
 ) -> Update:
     """An update by gradients. The batch is cut into `accumulate` micro-batches whose sums are added and divided once;
-    one of fewer rows than a `full` batch into fewer. `precision` bf16 casts the parameters once."""
+    one of fewer rows than a `full` batch into fewer. `precision` bf16 casts the parameters once. A `private` one clips
+    the gradient of each example, adds noise, and divides by the `expected` number of examples."""
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
         cast = objective.whole(params, frozen)
@@ -89,6 +106,9 @@ def make_update(
     def gradients(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Mean]]:
         (_, (loss, metrics)), grads = jax.value_and_grad(sums, has_aux=True)(params, frozen, batch, key)
         return grads, metrics | {"loss": loss}
+
+    if private:
+        gradients = privacy.clipped(gradients, private.clip)
 
     def update(
         params: Any, opt_state: Any, frozen: Any, batch: Any, key: jax.Array, progress: jax.Array
@@ -110,6 +130,9 @@ def make_update(
             start = gradients(params, frozen, first, keys[0])
             (grads, metrics), _ = jax.lax.scan(add, start, (jnp.arange(1, count), rest))
         guesses = jnp.maximum(metrics["loss"].count, 1.0)
+        if private:
+            grads = privacy.noisy(grads, private.noise * private.clip, jax.random.fold_in(key, NOISE))
+            guesses = jnp.float32(expected)
         grads = jax.tree.map(lambda g: g / guesses, grads)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
             updates, opt_state = tx.update(grads, opt_state, params, progress=progress)
@@ -139,11 +162,11 @@ def make_train_step(update: Update, *, spike: float = 0.0, variants: int = 0) ->
     def one(
         state: TrainState, frozen: Any, batch: Any, index: jax.Array, progress: jax.Array
     ) -> tuple[TrainState, dict[str, Any]]:
-        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
+        key = key_at(state.key, state.step)
         params, opt_state, metrics, norm = update.update(state.params, state.opt_state, frozen, batch, key, progress)
         mean = metrics["loss"].total / jnp.maximum(metrics["loss"].count, 1.0)
         ok = watch.sound(state.recent, mean, norm, spike) & (state.step == index)
-        new = TrainState(state.step + 1, params, opt_state, watch.noted(state.recent, mean, norm), state.seed)
+        new = TrainState(state.step + 1, params, opt_state, watch.noted(state.recent, mean, norm), state.key)
         state = jax.tree.map(lambda after, before: jnp.where(ok, after, before), new, state)
         return state, metrics | {"gradient_norm": norm, "ok": ok}
 
