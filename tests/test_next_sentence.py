@@ -13,7 +13,7 @@ from lsp.commands import finetune, prepare, pretrain
 from lsp.console import Progress
 from lsp.data.shards import Rows
 from lsp.model.encoder import initialise
-from lsp.train import loop
+from lsp.train import classifier, loop
 from lsp.train.labelled import Files
 from lsp.train.options import Options
 
@@ -58,7 +58,7 @@ def test_a_tiny_model_learns_to_tell_next_from_random(road: Path) -> None:
 def test_the_pooler_goes_on_into_a_classifier(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
     monkeypatch.setattr(
-        finetune, "fit", lambda plan, *_: started.append(plan.params) or (_ for _ in ()).throw(KeyError)
+        classifier, "fit", lambda plan, *_: started.append(plan.params) or (_ for _ in ()).throw(KeyError)
     )
     (tmp_path / "train.tsv").write_text("sentence\tlabel\ncat ran\ta\ndog sat\tb\n")
     plan = recipe.Finetune(head=recipe.NewHead(pooling="cls"), train=dataclasses.replace(TRAIN, steps=1))

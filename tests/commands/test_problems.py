@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -231,3 +233,17 @@ def test_tasks_know_their_files(tmp_path: Path) -> None:
     assert "qnli" in error.value.hint
     with pytest.raises(LspError, match=r"holds no train\.tsv"):
         split(tmp_path, "train")
+
+
+def test_what_comes_on_stdin_is_answered_as_it_comes(several: Path) -> None:
+    command = [sys.executable, "-m", "lsp", "predict", "--from", str(several), "-", "--quiet"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("text\nthe sun and the rain\nwind\n")
+        process.stdin.flush()
+        first = [process.stdout.readline() for _ in range(2)]  # while stdin is still open
+        assert "the sun and the rain" in first[0] and first[1].endswith("wind\n")
+        process.stdin.write("snow and snow\n" * 600)
+        process.stdin.close()
+        rest = process.stdout.readlines()
+    assert len(rest) == 600 and len({*rest}) == 1 and process.returncode == 0

@@ -29,14 +29,16 @@ def mean(config: ModelConfig, loss: Any, params: Any, batch: Any, key: Any = Non
 
 def test_fgm_moves_the_table_along_the_gradient(small: Any) -> None:
     config, params, batch = small
-    found = mean(config, adapt.loss("single_label", recipe.Adapt(fgm=0.5)), params, batch)
+    loss = adapt.loss("single_label", recipe.Adapt(fgm=0.5))
+    found = jax.jit(lambda params: mean(config, loss, params, batch))(params)
 
+    @jax.jit
     def at(table: jax.Array) -> jax.Array:
         moved = params | {"embeddings": params["embeddings"] | {"tokens": {"table": table}}}
         return mean(config, classification, moved, batch)
 
     table = params["embeddings"]["tokens"]["table"]
-    slope = jax.grad(at)(table)
+    slope = jax.jit(jax.grad(at))(table)
     moved = at(table + 0.5 * slope / jnp.sqrt(jnp.square(slope).sum()))
     assert float(found) == pytest.approx(float(at(table) + moved) / 2, rel=1e-5)
     assert moved > at(table)

@@ -1,10 +1,12 @@
-"""Metrics of labels that are no single class, against scipy and against the definitions written out."""
+"""Metrics against scipy, scikit-learn and the definitions written out."""
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import optimize, special, stats
+from sklearn import metrics as sk
 
 from lsp.train import answers, metrics
+from lsp.train.confusion import Confusion
 
 
 def test_correlations_are_those_of_scipy() -> None:
@@ -82,3 +84,36 @@ def test_answers_are_labels_and_probabilities() -> None:
     assert first["label"] == ["a"] and second["label"] == [] and list(first["probabilities"]) == ["a", "b"]
     assert first["probability"] == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
     assert list(answers.of("regression", (), logits[:, :1])) == [{"label": 2.0}, {"label": -1.0}]
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_one_class_is_scored_as_scikit_learn_does(classes: int) -> None:
+    random = np.random.default_rng(classes)
+    labels = random.integers(0, classes, 300)
+    logits = (np.eye(classes)[labels] + random.normal(size=(300, classes))).astype(np.float32)
+    guesses, found = logits.argmax(1), metrics.classification(logits, labels)
+    average = "binary" if classes == 2 else "macro"
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, guesses))
+    assert found["f1"] == pytest.approx(sk.f1_score(labels, guesses, average=average))
+    assert found["matthews"] == pytest.approx(sk.matthews_corrcoef(labels, guesses))
+    assert found["loss"] == pytest.approx(sk.log_loss(labels, special.softmax(logits.astype(np.float64), 1)))
+    counted = Confusion.of(labels, guesses, classes)
+    table = np.zeros((classes, classes), int)
+    table[counted.labels, counted.guesses] = counted.counts
+    np.testing.assert_array_equal(table, sk.confusion_matrix(labels, guesses))
+    rows = counted.by_class([f"class {number}" for number in range(classes)])
+    expected = zip(*sk.precision_recall_fscore_support(labels, guesses), strict=True)
+    for row, (precision, recall, f1, support) in zip(rows, expected, strict=True):
+        assert [row[key] for key in ("precision", "recall", "f1", "examples")] == pytest.approx(
+            [precision, recall, f1, support]
+        )
+
+
+def test_several_classes_are_scored_as_scikit_learn_does() -> None:
+    random = np.random.default_rng(0)
+    marks = (random.random((200, 4)) < 0.4).astype(np.float32)
+    logits = (2 * marks - 1 + 1.5 * random.normal(size=marks.shape)).astype(np.float32)
+    found, guesses = metrics.multi_label(logits, marks), logits > 0
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(marks, guesses))
+    assert found["f1"] == pytest.approx(sk.f1_score(marks, guesses, average="micro"))
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(marks, guesses, average="macro"))

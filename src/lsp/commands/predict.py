@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -14,9 +16,10 @@ from lsp.data.tokenizer import CLS, MASK, SEP
 from lsp.train import answers, labelled
 from lsp.train.evaluate import Classifier, MaskedWords
 
-CHUNK = 256  # rows read before the first is answered
+CHUNK = 256  # rows that are answered together
 GUESSES = 5
 Row = dict[str, Any]
+Read = tuple[tuple[str, ...], dict[str, Any]]  # the texts of a row, and its other columns
 
 
 class Output(NamedTuple):
@@ -28,20 +31,47 @@ class Output(NamedTuple):
 
 
 def run(start: Path, source: str, columns: labelled.Columns, output: Output, progress: Any) -> None:
-    """Writes one line for each row of `source`, in order, holding `CHUNK` rows at a time."""
+    """Writes one line for each row of `source`, in order, holding few rows at a time; what is on stdin is answered as
+    it comes."""
     base = checkpoint.open(start).expect("classes", "words")
     answer = _labels(base, output.top) if base.config.head == "classes" else _words(base, output.top or GUESSES)
-    rows = tasks.stream(source, columns[0])
+    rows, done = tasks.stream(source, columns[0]), 0
     with progress.task("predicting", None) as task:
-        for done in itertools.count(0, CHUNK):
-            chunk = list(itertools.islice(rows, CHUNK))
-            if not chunk:
-                break
+        chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
+        for chunk in _as_they_come(rows) if source == "-" else chunks:
             for row, (_, others) in zip(answer([texts for texts, _ in chunk]), chunk, strict=True):
                 row |= {"columns": others} if others else {}
                 output.file.write((json.dumps(row, ensure_ascii=False) if output.as_json else _tsv(row)) + "\n")
             output.file.flush()
-            task.update(done + len(chunk))
+            done += len(chunk)
+            task.update(done)
+
+
+def _as_they_come(rows: Iterator[Read]) -> Iterator[list[Read]]:
+    """Rows that are there, at least one and `CHUNK` at most, while others are read."""
+    ready: queue.Queue[Read | BaseException | None] = queue.Queue(4 * CHUNK)
+
+    def read() -> None:
+        try:
+            for row in rows:
+                ready.put(row)
+            ready.put(None)
+        except BaseException as error:
+            ready.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    chunk: list[Read] = []
+    while True:
+        row = ready.get()
+        if isinstance(row, tuple):
+            chunk.append(row)
+        if chunk and (len(chunk) == CHUNK or ready.empty() or not isinstance(row, tuple)):
+            yield chunk
+            chunk = []
+        if isinstance(row, BaseException):
+            raise row
+        if row is None:
+            return
 
 
 def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
