@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -184,3 +185,47 @@ def test_a_config_comes_back_from_its_table(config: ModelConfig):
         with pytest.raises(LspError) as caught:
             ModelConfig.from_dict(config.to_dict() | damage)
         assert caught.value.code == 4
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern", "bilstm"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_examples_that_share_a_row_are_answered_as_alone(preset: Any, pooling: Any) -> None:
+    plan = recipe.Model(preset=preset, layers=2, width=16, heads=2, max_length=16)
+    config = ModelConfig.from_recipe(plan, 300).classifier(3, pooling, 0.0)
+    model = nnx.merge(graphdef(config), initialise(config, 0))
+    random, lengths = np.random.default_rng(0), [[5, 3, 7], [9, 6]]
+    tokens, segments, types = (np.zeros((2, 16), np.int32) for _ in range(3))
+    for row, held in enumerate(lengths):
+        ends = np.cumsum(held)
+        for place, (start, end) in enumerate(zip(ends - held, ends, strict=True), 1):
+            tokens[row, start:end], segments[row, start:end] = random.integers(5, 300, end - start), place
+            types[row, start + 2 : end] = 1
+    answer = jax.jit(lambda *inputs: model.classify(*inputs, shared=4))(tokens, segments, types)
+    assert answer.shape == (2, 4, 3)
+    for row, held in enumerate(lengths):
+        for place in range(len(held)):
+            here = segments[row] == place + 1
+            one = tokens[row][here][None], np.ones((1, here.sum()), np.int32), types[row][here][None]
+            np.testing.assert_allclose(answer[row, place], model.classify(*one)[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("preset", ["bert", "modern"])
+def test_a_last_layer_that_makes_one_token_is_that_of_all_tokens(preset: Any) -> None:
+    """The first token's state and its gradients, from hidden states of all of them."""
+    config = ModelConfig.from_recipe(recipe.Model(preset=preset, layers=2, width=16, heads=2, max_length=16), 300)
+    config = dataclasses.replace(config, layers=tuple(dataclasses.replace(each, window=3) for each in config.layers))
+    params, tokens = initialise(config, 0), np.random.default_rng(0).integers(5, 300, (3, 9)).astype(np.int32)
+    segments, at = np.ones((3, 9), np.int32), np.array([[0, 4], [8, 2], [0, 0]], np.int32)
+
+    weights = np.random.default_rng(1).normal(size=(3, 2, 16)).astype(np.float32)
+
+    def weighted(params: Any, alone: bool) -> jax.Array:
+        model = nnx.merge(graphdef(config), params)
+        if alone:
+            return (weights * model.encode(tokens, segments, at_BQ=at)).sum()
+        states = model.encode(tokens, segments)
+        return (weights * jnp.take_along_axis(states, at[..., None], axis=1)).sum()
+
+    both = jax.jit(jax.value_and_grad(weighted), static_argnums=1)
+    found, expected = (both(params, alone) for alone in (True, False))
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5), found, expected)

@@ -1,5 +1,6 @@
 """`lsp finetune`: a classifier on an encoder, or from random weights; or the best of several."""
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,9 @@ def run(
         recipe = trials[0].recipe
     inputs = files.digests() | {"from": _identity(start)}
     if len(trials) > 1:
-        inputs["trials"] = "; ".join(str(trial.named()) for trial in trials)
+        # Short, for a person who is told of a difference; what they are is in the result.
+        digest = hashlib.sha256("; ".join(str(trial.named()) for trial in trials).encode()).hexdigest()
+        inputs["trials"] = f"{len(trials)} ({digest[:6]})"
     with directory.claim(
         out, command="finetune", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
     ) as held:

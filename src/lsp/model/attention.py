@@ -1,6 +1,6 @@
 """Self-attention inside segments: packed neighbours cannot see each other, and positions restart at each border.
 
-Dimensions: B rows, T tokens, H heads, S head size, D width.
+Dimensions: B rows, T tokens, Q tokens that ask, H heads, S head size, D width.
 """
 
 import jax
@@ -33,25 +33,39 @@ def rotate(x_BHTS: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def attend(
-    q_BHTS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, segments_BT: jax.Array, window: int = 0
+    q_BHQS: jax.Array,
+    k_BHTS: jax.Array,
+    v_BHTS: jax.Array,
+    segments_BT: jax.Array,
+    window: int = 0,
+    at_BQ: jax.Array | None = None,
 ) -> jax.Array:
-    """Scaled dot-product attention [B, H, T, S] within equal segments; scores and softmax in fp32. With a `window`
-    tokens see so many neighbours to either side only.
+    """Scaled dot-product attention [B, H, Q, S] within equal segments; scores and softmax in fp32. With a `window`
+    tokens see so many neighbours to either side only. The queries are those of all tokens, or of the tokens `at`.
 
     The softmax's sum divides the S values of a token's answer, not its T weights, as in FlashAttention (Dao et al.,
     2022): T²·H fewer values are written.
     """
-    q_BHTS = q_BHTS * q_BHTS.shape[-1] ** -0.5  # the smaller array of the two to scale
-    scores_BHTT = jnp.einsum("bhts,bhus->bhtu", q_BHTS, k_BHTS, preferred_element_type=jnp.float32)
-    meet_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    q_BHQS = q_BHQS * q_BHQS.shape[-1] ** -0.5  # the smaller array of the two to scale
+    scores_BHQT = jnp.einsum("bhqs,bhts->bhqt", q_BHQS, k_BHTS, preferred_element_type=jnp.float32)
+    own_BQ = segments_BT if at_BQ is None else jnp.take_along_axis(segments_BT, at_BQ, axis=1)
+    meet_BQT = own_BQ[:, :, None] == segments_BT[:, None, :]
     if window:
         place_T = jnp.arange(segments_BT.shape[1])
-        meet_BTT &= jnp.abs(place_T[:, None] - place_T) <= window
-    scores_BHTT = scores_BHTT + jnp.where(meet_BTT, 0.0, BLOCKED)[:, None]
-    largest_BHT1 = jax.lax.stop_gradient(scores_BHTT.max(-1, keepdims=True))
-    weights_BHTT = jnp.exp(scores_BHTT - largest_BHT1)
-    sums_BHT1 = weights_BHTT.sum(-1, keepdims=True)
-    y_BHTS = jnp.einsum(
-        "bhtu,bhus->bhts", weights_BHTT.astype(v_BHTS.dtype), v_BHTS, preferred_element_type=jnp.float32
+        place_BQ = place_T[None] if at_BQ is None else at_BQ
+        meet_BQT &= jnp.abs(place_BQ[:, :, None] - place_T) <= window
+    scores_BHQT = scores_BHQT + jnp.where(meet_BQT, 0.0, BLOCKED)[:, None]
+    largest_BHQ1 = jax.lax.stop_gradient(scores_BHQT.max(-1, keepdims=True))
+    weights_BHQT = jnp.exp(scores_BHQT - largest_BHQ1)
+    sums_BHQ1 = weights_BHQT.sum(-1, keepdims=True)
+    y_BHQS = jnp.einsum(
+        "bhqt,bhts->bhqs", weights_BHQT.astype(v_BHTS.dtype), v_BHTS, preferred_element_type=jnp.float32
     )
-    return (y_BHTS / sums_BHT1).astype(v_BHTS.dtype)
+    return (y_BHQS / sums_BHQ1).astype(v_BHTS.dtype)
+
+
+def pick(x: jax.Array, at_BQ: jax.Array) -> jax.Array:
+    """The tokens `at` of x [B, …, T, S]: [B, …, Q, S]. A product with one-hot rows is exact, and so is its gradient,
+    which is a product too and no scatter."""
+    onehot_BQT = jax.nn.one_hot(at_BQ, x.shape[-2], dtype=x.dtype)
+    return jnp.einsum("bqt,b...ts->b...qs", onehot_BQT, x)

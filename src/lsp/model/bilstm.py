@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lsp.model.attention import pick
 from lsp.model.blocks import Linear, drop
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.int8 import matmul
@@ -29,7 +30,12 @@ class LSTMLayer(nnx.Module):
         self.below.bias = nnx.Param(jnp.zeros((layer.heads, GATES, size)).at[:, 1].set(1.0).reshape(-1))
 
     def __call__(
-        self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None, key: jax.Array | None
+        self,
+        x_BTD: jax.Array,
+        segments_BT: jax.Array,
+        turn: tuple[jax.Array, jax.Array] | None,
+        key: jax.Array | None,
+        at_BQ: jax.Array | None = None,
     ) -> jax.Array:
         # Pieces of rows that are cut go through as rows of their own, as in attention.
         rows, length = segments_BT.shape
@@ -55,7 +61,8 @@ class LSTMLayer(nnx.Module):
         _, states_TZBS = jax.lax.scan(step, (none.astype(x_BTD.dtype), none), (gates_TZBG, goes_on_TZB1))
         ahead_BTS, back_BTS = states_TZBS.transpose(1, 2, 0, 3)
         y_BTD = jnp.concatenate([ahead_BTS, jnp.flip(back_BTS, 1)], axis=-1)
-        return drop(y_BTD.reshape(x_BTD.shape), self.dropout, key)
+        y_BTD = y_BTD.reshape(x_BTD.shape)
+        return drop(y_BTD if at_BQ is None else pick(y_BTD, at_BQ), self.dropout, key)
 
 
 def _goes_on(segments_BT: jax.Array) -> jax.Array:

@@ -38,13 +38,15 @@ def forward_flops(config: ModelConfig, lengths: Any, slots: int = 0, rows: int =
     costs three times this.
     """
     tokens, products = int(np.sum(lengths)), 0
-    for layer in config.layers:
+    for number, layer in enumerate(config.layers):
         inner = layer.heads * layer.head_size
         if config.preset == "bilstm":  # four gates, from below and from the neighbour
             products += tokens * 4 * inner * (config.width + layer.head_size)
             continue
         feedforward = 2 if config.preset == "bert" else 3
-        products += tokens * config.width * (3 * inner + inner + feedforward * layer.feedforward)
+        first = config.head == "classes" and config.pooling == "cls" and number == len(config.layers) - 1
+        asked = rows if first else tokens  # the last layer of a classifier that reads one token makes no other
+        products += config.width * (tokens * 3 * inner + asked * (inner + feedforward * layer.feedforward))
     if config.head == "words":
         products += slots * config.width * (config.width + config.vocab_size)
     if config.classes:

@@ -65,14 +65,23 @@ class Attention(nnx.Module):
         self.out = Linear(inner, config.width, bias=config.bias, std=out_std, rngs=rngs)
         self.heads, self.head_size, self.window = layer.heads, layer.head_size, layer.window
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        segments_BT: jax.Array,
+        turn: tuple[jax.Array, jax.Array] | None,
+        at_BQ: jax.Array | None = None,
+    ) -> jax.Array:
         # Attention's rows are those of the segments: pieces of x's, where long rows are cut.
         qkv = self.qkv(x_BTD).reshape(*segments_BT.shape, self.heads, 3, self.head_size)
         q, k, v = qkv.transpose(3, 0, 2, 1, 4)
         if turn is not None:
             q, k = attention.rotate(q, *turn), attention.rotate(k, *turn)
-        y_BHTS = attention.attend(q, k, v, segments_BT, self.window)
-        return self.out(y_BHTS.transpose(0, 2, 1, 3).reshape(*x_BTD.shape[:2], -1))
+        if at_BQ is not None:
+            q = attention.pick(q, at_BQ)
+        y_BHQS = attention.attend(q, k, v, segments_BT, self.window, at_BQ)
+        rows = x_BTD.shape[:2] if at_BQ is None else at_BQ.shape
+        return self.out(y_BHQS.transpose(0, 2, 1, 3).reshape(*rows, -1))
 
 
 class FeedForward(nnx.Module):
@@ -105,15 +114,23 @@ class EncoderLayer(nnx.Module):
         self.dropout = config.dropout
 
     def __call__(
-        self, x_BTD: jax.Array, segments_BT: jax.Array, turn: tuple[jax.Array, jax.Array] | None, key: jax.Array | None
+        self,
+        x_BTD: jax.Array,
+        segments_BT: jax.Array,
+        turn: tuple[jax.Array, jax.Array] | None,
+        key: jax.Array | None,
+        at_BQ: jax.Array | None = None,
     ) -> jax.Array:
+        """[B, T, D], or [B, Q, D] of the tokens `at` alone."""
         keys = (None, None) if key is None else jax.random.split(key)
+        own = x_BTD if at_BQ is None else attention.pick(x_BTD, at_BQ)
         if self.post_norm:
-            x_BTD = self.attention.norm(x_BTD + drop(self.attention(x_BTD, segments_BT, turn), self.dropout, keys[0]))
-            return self.feedforward.norm(x_BTD + drop(self.feedforward(x_BTD), self.dropout, keys[1]))
-        y_BTD = self.attention(self.attention.norm(x_BTD), segments_BT, turn)
-        x_BTD = x_BTD + drop(y_BTD, self.dropout, keys[0])
-        return x_BTD + drop(self.feedforward(self.feedforward.norm(x_BTD)), self.dropout, keys[1])
+            y = self.attention(x_BTD, segments_BT, turn, at_BQ)
+            own = self.attention.norm(own + drop(y, self.dropout, keys[0]))
+            return self.feedforward.norm(own + drop(self.feedforward(own), self.dropout, keys[1]))
+        y = self.attention(self.attention.norm(x_BTD), segments_BT, turn, at_BQ)
+        own = own + drop(y, self.dropout, keys[0])
+        return own + drop(self.feedforward(self.feedforward.norm(own)), self.dropout, keys[1])
 
 
 class Words(nnx.Module):
@@ -170,9 +187,10 @@ class Model(nnx.Module):
         types_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         shift_BTD: jax.Array | None = None,
+        at_BQ: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states [B, T, D]. `segments` is 0 on padding; `types` tells the texts of a pair apart (`bert`);
-        `shift` is added to the embeddings of the tokens.
+        """Hidden states [B, T, D]; or [B, Q, D] of the tokens `at`: the last layer makes no others. `segments` is 0 on
+        padding; `types` tells the texts of a pair apart (`bert`); `shift` is added to the embeddings of the tokens.
 
         `segments` [B, P, T / P] cut the rows into P pieces that neither see one another nor count on.
         """
@@ -186,9 +204,12 @@ class Model(nnx.Module):
         if self.config.preset == "modern":
             kinds = {(layer.head_size, layer.rotary_base) for layer in self.config.layers}
             turns = {kind: attention.rotary(positions_BT, *kind) for kind in kinds}
-        for layer, shape, layer_key in zip(self.layers, self.config.layers, keys, strict=False):
+        last = len(self.layers) - 1
+        for number, (layer, shape) in enumerate(zip(self.layers, self.config.layers, strict=True)):
             run = layer if self.remat == "none" else jax.checkpoint(layer, policy=REMAT[self.remat])
-            x_BTD = hold(run(x_BTD, segments_BT, turns.get((shape.head_size, shape.rotary_base)), layer_key), "BTD")
+            at = at_BQ if number == last else None
+            turn = turns.get((shape.head_size, shape.rotary_base))
+            x_BTD = hold(run(x_BTD, segments_BT, turn, keys[number], at), "BTD")
         return self.norm(x_BTD)
 
     def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
@@ -216,26 +237,20 @@ class Model(nnx.Module):
         """Logits over the classes [B, C], fp32, of rows that hold one example each; or [B, E, C] of rows that are
         `shared` by up to E of them, which are segments 1, 2, …, E."""
         keys = (None, None) if key is None else jax.random.split(key)
-        hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD)
-        if shared:
-            pooled = self._pool_shared(hidden_BTD, segments_BT, shared)
-        elif self.config.pooling == "cls":
-            pooled = hidden_BTD[:, 0]
-        else:
-            weights_BT = (segments_BT > 0).astype(jnp.float32)
-            total_BD = jnp.einsum("btd,bt->bd", hidden_BTD.astype(jnp.float32), weights_BT)
-            pooled = total_BD / jnp.maximum(weights_BT.sum(1, keepdims=True), 1.0)
-        pooled = drop(self.pooler(pooled.astype(hidden_BTD.dtype)), self.config.dropout, keys[1])
-        return self.classifier(pooled).astype(jnp.float32)
-
-    def _pool_shared(self, hidden_BTD: jax.Array, segments_BT: jax.Array, shared: int) -> jax.Array:
-        """What the classifier reads of each example of a row [B, E, D], fp32. A product with one-hot rows is exact."""
-        of_BTE = segments_BT[..., None] == jnp.arange(1, shared + 1)
+        of_BTE = segments_BT[..., None] == jnp.arange(1, max(1, shared) + 1)
         if self.config.pooling == "cls":
-            of_BTE &= (attention.positions(segments_BT) == 0)[..., None]
-        weights_BTE = of_BTE.astype(jnp.float32)
-        total_BED = jnp.einsum("bte,btd->bed", weights_BTE, hidden_BTD.astype(jnp.float32))
-        return total_BED / jnp.maximum(weights_BTE.sum(1)[..., None], 1.0)
+            # The first token of each, and where there is no such example any: nobody asks for its logits.
+            first_BE = of_BTE.argmax(1) if shared else jnp.zeros((len(tokens_BT), 1), jnp.int32)
+            pooled_BED = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD, first_BE)
+        else:
+            hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD)
+            weights_BTE = of_BTE.astype(jnp.float32)
+            total_BED = jnp.einsum("bte,btd->bed", weights_BTE, hidden_BTD.astype(jnp.float32))
+            mean_BED = total_BED / jnp.maximum(weights_BTE.sum(1)[..., None], 1.0)
+            pooled_BED = mean_BED.astype(hidden_BTD.dtype)
+        pooled_BED = drop(self.pooler(pooled_BED), self.config.dropout, keys[1])
+        logits_BEC = self.classifier(pooled_BED).astype(jnp.float32)
+        return logits_BEC if shared else logits_BEC[:, 0]
 
 
 def initialise(config: ModelConfig, seed: int) -> Tree:
