@@ -179,9 +179,9 @@ def test_a_private_run_says_what_it_spent_and_keeps_no_secret(tmp_path: Path) ->
 
 
 def test_a_secret_is_kept_until_the_run_is_over(tmp_path: Path) -> None:
-    first = privacy.secret(tmp_path / "train")
-    assert privacy.secret(tmp_path / "train") == first < 2**64
-    assert privacy.secret(tmp_path / "other") != first
+    first = privacy.drawn(recipe.Privacy(noise=1.0), tmp_path / "train")
+    assert privacy.drawn(recipe.Privacy(noise=1.0), tmp_path / "train") == first and first.secret < 2**64
+    assert privacy.drawn(recipe.Privacy(noise=1.0), tmp_path / "other").secret != first.secret
     assert (tmp_path / "train" / "secret").stat().st_mode & 0o077 == 0
     with pytest.raises(LspError, match="gradients of 1000000000 examples"):
         privacy.fits(10**9, {"kernel": jnp.zeros((10, 1000))}, 1)

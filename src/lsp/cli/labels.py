@@ -89,7 +89,9 @@ def finetune(
     starts from random weights and needs --tokenizer. With --set adapt.grow=true
     a classifier learns new classes and keeps the old ones, better with --old.
     With --seeds and --sweep several are trained, together where only seed and
-    learning rate differ; the best on --dev is kept, and all are reported.
+    learning rate differ; the best on --dev is kept, and all are reported. Their p
+    is the chance of answers so different from the best's if neither were better.
+    --task glue trains every task whose folder is in --data.
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
     need(train, dev, data, old, old_dev, code=Exit.DATA)

@@ -85,7 +85,6 @@ class _Shared:
         first, self.rest = self._begin(recipe.train.seed)
         begun = [first, *(self._begin(trial.recipe.train.seed)[0] for trial in trials[1:])]
         variants = [Variant(trial.recipe.train.seed, trial.recipe.train.learning_rate) for trial in trials]
-        private = recipe.privacy if recipe.privacy.noise else None
         return labelled.plan(
             self.config,
             jax.tree.map(lambda *leaves: np.stack(leaves), *begun) if together else first,
@@ -96,8 +95,7 @@ class _Shared:
             teacher=self.grows.config if self.grows else None,
             complete=self._complete,
             variants=tuple(variants) if together else (),
-            private=private,
-            secret=privacy.secret(path / "train") if private else 0,
+            private=privacy.drawn(recipe.privacy, path / "train") if recipe.privacy.noise else None,
         )
 
     def finished(self, trained: Any, made: dict[str, Any]) -> Trained:

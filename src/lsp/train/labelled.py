@@ -123,12 +123,11 @@ def plan(
     teacher: ModelConfig | None = None,
     complete: Callable[[Any], Any] = lambda trained: trained,
     variants: tuple[Variant, ...] = (),
-    private: recipes.Privacy | None = None,
-    secret: int = 0,
+    private: privacy.Private | None = None,
 ) -> Plan:
     """A plan over the sets. `complete` makes the model's parameters of those that are trained, where these are not all.
-    Metrics of several variants are the means over those that did not diverge. A `private` run draws its batches and its
-    noise by `secret`. Raises LspError (exit 2 or 5)."""
+    Metrics of several variants are the means over those that did not diverge. Raises LspError (exit 2, or 5 where the
+    gradients of single examples do not fit)."""
     train = counted(recipe.train, len(sets.train))
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
@@ -140,7 +139,7 @@ def plan(
         rows = privacy.room(len(sets.train), train.batch_size, train.accumulate * jax.device_count())
         privacy.fits(rows, params, train.accumulate)
         share = train.batch_size / len(sets.train)
-        dataset = batches.sampled(sets.train, rows=rows, share=share, seed=secret)
+        dataset = batches.sampled(sets.train, rows=rows, share=share, seed=private.secret)
     elif not variants:
         numbers = batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed)
     classifier = Classifier(config)
@@ -168,7 +167,6 @@ def plan(
         decode=sets.train.decode,
         variants=variants,
         private=private,
-        secret=secret if private else None,
     )
 
 

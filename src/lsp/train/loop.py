@@ -25,6 +25,7 @@ from lsp.train.clock import Clock
 from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
+from lsp.train.privacy import Private
 from lsp.train.step import Signals, TrainState, Update, Variant, begin, begin_together
 from lsp.train.trackers import Tracker
 
@@ -52,8 +53,7 @@ class Plan:
     # Trained together, where there are any: `params` and so `evaluate`'s have a first axis for them, and row i of a
     # batch is of variant i % V.
     variants: tuple[Variant, ...] = ()
-    private: recipes.Privacy | None = None
-    secret: int | None = None  # draws in the place of the recipe's seed
+    private: Private | None = None  # its secret takes the place of the recipe's seed
     # For the black box: which rows of the data a step's batch holds, and the text of a row of tokens.
     rows: Callable[[int], np.ndarray] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
@@ -254,13 +254,13 @@ class _Loop:
             remat,
             plan.transform,
             len(plan.variants),
-            plan.private,
+            plan.private.settings if plan.private else None,
         )
 
     def _start(self) -> tuple[int, TrainState, float]:
         """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
         variants, update = self.plan.variants, self._build("none")[0]
-        seed = self.plan.train.seed if self.plan.secret is None else self.plan.secret
+        seed = self.plan.private.secret if self.plan.private else self.plan.train.seed
         first = partial(begin_together, update, variants=variants) if variants else partial(begin, update, seed=seed)
         shapes = jax.eval_shape(first, self.plan.params)
         places = meshes.place(shapes, self.mesh)

@@ -10,7 +10,7 @@ import math
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,6 +26,13 @@ ORDERS = (*range(2, 65), *range(72, 257, 8), 320, 384, 512, 768, 1024)
 OVERFULL = 1e-12  # chance that a batch has no room for what was drawn: counted in delta
 
 Gradients = Callable[..., tuple[Any, dict[str, Mean]]]
+
+
+class Private(NamedTuple):
+    """How a run is private, and the secret that its batches and its noise follow from."""
+
+    settings: recipes.Privacy
+    secret: int
 
 
 def check(recipe: recipes.Finetune, several: bool) -> None:
@@ -69,15 +76,15 @@ def noisy(grads: Any, deviation: float, key: jax.Array) -> Any:
     return jax.tree.unflatten(structure, made)
 
 
-def secret(path: Path) -> int:
-    """64 bits that draw batches and noise: who knew them could take the noise off again. They stay in the folder of the
-    run's steps, and go with it when the run is complete."""
+def drawn(settings: recipes.Privacy, path: Path) -> Private:
+    """With 64 random bits: who knew them could take the noise off again. They stay in the folder of the run's steps, so
+    that a killed run goes on as it was, and go with it when the run is complete."""
     place = path / "secret"
     if not place.exists():
         path.mkdir(parents=True, exist_ok=True)
         write_atomically(place, f"{secrets.randbits(64)}\n")
         place.chmod(0o600)
-    return int(place.read_text())
+    return Private(settings, int(place.read_text()))
 
 
 def room(examples: int, batch_size: int, parts: int) -> int:
