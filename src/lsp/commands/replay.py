@@ -83,7 +83,7 @@ def _step(box: Box, objective: Objective, mesh: Any, train: recipes.Train) -> di
     remat = policies(train.remat)[0]
     update, step = build(box.config, objective, train, recipes.Replicas(), mesh, remat)
     index = box.facts["step"] - 1
-    start = partial(begin, update, seed=train.seed, step=index)
+    start = partial(begin, update, key=raw_key(train.seed), step=index)
     places = meshes.place(jax.eval_shape(start, box.params), mesh)
     state = jax.jit(start, out_shardings=places)(meshes.spread(box.params, places.params))
     signals = meshes.each(Signals(0.0), mesh)

@@ -26,7 +26,7 @@ from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
 from lsp.train.privacy import Private
-from lsp.train.step import Signals, TrainState, Update, Variant, begin, begin_together
+from lsp.train.step import Signals, TrainState, Update, Variant, begin, begin_together, raw_key
 from lsp.train.trackers import Tracker
 
 LARGE = 64 << 20  # bytes of a step's buffers
@@ -261,7 +261,8 @@ class _Loop:
         """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
         variants, update = self.plan.variants, self._build("none")[0]
         seed = self.plan.private.secret if self.plan.private else self.plan.train.seed
-        first = partial(begin_together, update, variants=variants) if variants else partial(begin, update, seed=seed)
+        alone = partial(begin, update, key=raw_key(seed))
+        first = partial(begin_together, update, variants=variants) if variants else alone
         shapes = jax.eval_shape(first, self.plan.params)
         places = meshes.place(shapes, self.mesh)
         like = jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, places)

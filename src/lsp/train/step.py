@@ -16,6 +16,7 @@ from lsp.train import privacy, watch
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Objective
 
+SEED_0 = np.zeros(2, np.uint32)  # as a raw key
 NOISE = 1 << 30  # what sets the noise of a private step apart from its dropout
 
 
@@ -27,7 +28,7 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: optax.OptState
     recent: watch.Recent = watch.FRESH
-    key: Any = np.zeros(2, np.uint32)
+    key: Any = SEED_0
 
 
 class Variant(NamedTuple):
@@ -37,31 +38,30 @@ class Variant(NamedTuple):
     learning_rate: float  # the peak
 
 
-def begin(update: "Update", params: Any, seed: Any = 0, learning_rate: Any = None, step: int = 0) -> TrainState:
+def begin(update: "Update", params: Any, key: Any = SEED_0, learning_rate: Any = None, step: int = 0) -> TrainState:
     """The state that a run begins with, at this step. `learning_rate` takes the place of the recipe's."""
     with jax.numpy_dtype_promotion("standard"):  # Optax multiplies zeros of one type and numbers of another
         opt_state = update.init(params)
     if learning_rate is not None:
         opt_state = optax.tree.set(opt_state, learning_rate=learning_rate)
-    return TrainState(jnp.int32(step), params, opt_state, key=raw_key(seed))
+    return TrainState(jnp.int32(step), params, opt_state, key=key)
 
 
-def raw_key(seed: Any) -> jax.Array:
-    """uint32 [2]: the halves of a whole number of 64 bits, or 0 and a uint32 array."""
-    halves = (seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF) if isinstance(seed, int) else (0, seed)
-    return jnp.stack([jnp.asarray(half, jnp.uint32) for half in halves])
+def raw_key(seed: int) -> np.ndarray:
+    """uint32 [2]: the halves of 64 bits."""
+    return np.array([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
 
 
-def key_at(raw: jax.Array, step: jax.Array) -> jax.Array:
+def key_at(raw: Any, step: jax.Array) -> jax.Array:
     """The key that a step draws from."""
     return jax.random.fold_in(jax.random.wrap_key_data(raw, impl="threefry2x32"), step)
 
 
 def begin_together(update: "Update", params: Any, variants: Sequence[Variant]) -> TrainState:
     """The state of several runs, from parameters [V, …]."""
-    seeds = jnp.array([variant.seed for variant in variants], jnp.uint32)
-    rates = jnp.array([variant.learning_rate for variant in variants], jnp.float32)
-    return jax.vmap(partial(begin, update))(params, seeds, rates)
+    keys = np.stack([raw_key(variant.seed) for variant in variants])
+    rates = np.array([variant.learning_rate for variant in variants], np.float32)
+    return jax.vmap(partial(begin, update))(params, keys, rates)
 
 
 class Signals(NamedTuple):
