@@ -104,7 +104,7 @@ def answers(runs: Path, root: Path) -> None:
 
     from lsp import checkpoint
     from lsp.compress.quantize import dequantize
-    from lsp.data.batches import Examples
+    from lsp.data.examples import Examples
     from lsp.data.tasks import Table
     from lsp.model.encoder import graphdef
 

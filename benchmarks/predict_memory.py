@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import IO
 
 
 def main() -> None:
@@ -40,7 +41,7 @@ def main() -> None:
     print(json.dumps(found | {"exit": process.returncode}, indent=1))
 
 
-def feed(file, header: bytes, lines: list[bytes], count: int) -> None:  # type: ignore[no-untyped-def]
+def feed(file: IO[bytes], header: bytes, lines: list[bytes], count: int) -> None:
     file.write(header + b"\n")
     for line in itertools.islice(itertools.cycle(lines), count):
         file.write(line + b"\n")

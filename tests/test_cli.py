@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -86,10 +87,10 @@ def test_a_usage_error_loads_no_jax() -> None:
 
 
 def test_the_verbs_and_their_options_are_frozen() -> None:
-    def walk(command: object, name: str) -> dict[str, list[str]]:
+    def walk(command: Any, name: str) -> dict[str, list[str]]:
         if nested := getattr(command, "commands", None):
             return {k: v for n, c in nested.items() for k, v in walk(c, f"{name} {n}".strip()).items()}
-        parameters = command.params  # type: ignore[attr-defined]
+        parameters = command.params
         options = [p.opts[0] for p in parameters if p.param_type_name == "option" and p.name != "help"]
         return {name: options}
 

@@ -13,6 +13,9 @@ from lsp import Exit, LspError, nearest
 
 OutOpt = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.", show_default=False)]
 FromOpt = Annotated[Path, typer.Option("--from", metavar="RUN", help="The run to read.", show_default=False)]
+EncoderOpt = Annotated[
+    str, typer.Option("--from", metavar="RUN|HF_DIR|scratch", help="Encoder, or 'scratch' for random weights.")
+]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="A run, or prepared data.", show_default=False)]
 TRAIN = typer.Option("--train", metavar="FILE", help="Labelled .tsv, .csv or .jsonl to train on.", show_default=False)
 DEV = typer.Option("--dev", metavar="FILE", help="Labelled examples to measure with.", show_default=False)
@@ -20,6 +23,26 @@ TrainOpt = Annotated[Path, TRAIN]
 DevOpt = Annotated[Path, DEV]
 TaskOpt = Annotated[
     str, typer.Option("--task", metavar="NAME", help="A task of GLUE, as in sst2, with its files in --data.")
+]
+TaskDataOpt = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The folder with the task's files.")]
+OldOpt = Annotated[
+    Path | None, typer.Option("--old", metavar="FILE", help="Examples learnt before, some to be seen again.")
+]
+OldDevOpt = Annotated[
+    Path | None, typer.Option("--old-dev", metavar="FILE", help="Examples of what was learnt before, to measure.")
+]
+SeedsOpt = Annotated[
+    int, typer.Option("--seeds", metavar="N", help="Train N times with other seeds, and keep the best.", min=1)
+]
+SweepOpt = Annotated[
+    list[str],
+    typer.Option(
+        "--sweep",
+        metavar="KEY=A,B,…",
+        help="Train with each of the values, and keep the best; repeatable.",
+        default_factory=list,
+        show_default=False,
+    ),
 ]
 RecipeOpt = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="TOML with settings; see docs/recipes.md.")

@@ -237,9 +237,13 @@ LIMITS = (
 
 
 def load(
-    stage: type[Stage], path: Path | None = None, changes: Sequence[str] = (), defaults: Stage | None = None
+    stage: type[Stage],
+    path: Path | None = None,
+    changes: Sequence[str] = (),
+    defaults: Stage | None = None,
+    option: str = "--set",
 ) -> Stage:
-    """The stage's recipe: `defaults` (else its own), then the file, then `key=value` changes. Raises LspError (exit 2)."""
+    """The stage's recipe: `defaults` (else its own), then the file, then `key=value` changes, given by `option`. Raises LspError (exit 2)."""
     table: dict[str, Any] = {}
     if path is not None:
         try:
@@ -252,11 +256,11 @@ def load(
     for change in changes:
         dotted, equals, text = change.partition("=")
         if not equals:
-            raise LspError(f"--set {change} has no '='.", hint=f"Write --set {change}=VALUE, as in --set train.steps=100.")
+            raise LspError(f"{option} {change} has no '='.", hint=f"Write --set {change}=VALUE, as in --set train.steps=100.")
         nested: Any = _value(text)
         for part in reversed(dotted.strip().split(".")):
             nested = {part: nested}
-        recipe = _replace(recipe, nested, "--set", "")
+        recipe = _replace(recipe, nested, option, "")
     return recipe
 
 

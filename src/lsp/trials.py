@@ -38,7 +38,7 @@ def expand(recipe: recipes.Finetune, seeds: int = 1, sweeps: Sequence[str] = ())
     made = []
     for chosen in itertools.product(*axes.values()):
         changes = [f"{key}={value.strip()}" for key, value in zip(axes, chosen, strict=True)]
-        changed = recipes.load(recipes.Finetune, None, changes, recipe)
+        changed = recipes.load(recipes.Finetune, None, changes, recipe, "--sweep")
         settings = {key: _at(changed, key) for key in axes}
         for seed in range(recipe.train.seed, recipe.train.seed + seeds):
             train = dataclasses.replace(changed.train, seed=seed)

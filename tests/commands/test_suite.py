@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lsp import LspError, recipe
-from lsp.commands import evaluate, finetune, suite
+from lsp.commands import evaluate, finetune
 from lsp.console import Progress
 from lsp.data import glue
 from lsp.data.tokenizer import train
@@ -54,7 +54,8 @@ def tasks(tmp_path: Path) -> Path:
 
 def test_every_task_that_is_there(tasks: Path) -> None:
     out = tasks / "out"
-    made = suite.run("scratch", tasks / "glue", out, PLAN, tasks / "words", Options(QUIET), partial(expand, seeds=2))
+    inputs = ("scratch", tasks / "glue", out, PLAN, tasks / "words", Options(QUIET))
+    made = finetune.run_suite(*inputs, partial(expand, seeds=2))
     names = [row["task"] for row in made["tasks"]]
     assert names == ["cola", "stsb", "mnli", "mnli_mismatched"]
     assert made["missing"] == ["sst2", "mrpc", "qqp", "qnli", "rte", "wnli"]
@@ -74,7 +75,7 @@ def test_every_task_that_is_there(tasks: Path) -> None:
     mismatched = [tasks / "glue/MNLI/dev_mismatched.tsv"]
     measured = evaluate.run(out / "mnli", mismatched, (("sentence1", "sentence2"), "gold_label"), [], QUIET)
     assert other["score"] == measured["metrics"]["accuracy"]
-    again = suite.run("scratch", tasks / "glue", out, PLAN, tasks / "words", Options(QUIET), partial(expand, seeds=2))
+    again = finetune.run_suite(*inputs, partial(expand, seeds=2))
     assert again["tasks"] == made["tasks"]
 
 

@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,8 +67,8 @@ def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
         for step in (1, 2):
             moved = kernel.copy()
             moved[1, 2] += change if step == 2 else 0.0
-            state = {"a": jnp.full(3, jnp.nan, jnp.bfloat16), "kernel": moved}
-            kept.save(step, Saved(state, np.array(change)))  # type: ignore[arg-type]
+            state: Any = {"a": jnp.full(3, jnp.nan, jnp.bfloat16), "kernel": moved}
+            kept.save(step, Saved(state, np.array(change)))
         kept.wait()
         run.keep()
         assert run.kept() == [1, 2] and run.newest() == 2

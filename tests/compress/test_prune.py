@@ -1,6 +1,7 @@
 """Pruning against a slow NumPy version: the schedule, the exact global threshold, and zeros that stay."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +45,10 @@ def train(params: dict, tx: optax.GradientTransformation, steps: int, shares: li
     """The parameters after each of some steps with random gradients, jitted and donated as in the loop. `shares` is how
     much of the run is done at each, by steps if left out."""
 
-    def step(params: dict, state: optax.OptState, grads: dict, share: jax.Array) -> tuple[dict, optax.OptState]:
+    def step(params: Any, state: optax.OptState, grads: dict, share: jax.Array) -> tuple[Any, optax.OptState]:
         with jax.numpy_dtype_promotion("standard"):
             updates, state = optax.with_extra_args_support(tx).update(grads, state, params, progress=share)
-        return optax.apply_updates(params, updates), state  # type: ignore[return-value]
+        return optax.apply_updates(params, updates), state
 
     jitted = jax.jit(step, donate_argnums=(0, 1))
     rng = np.random.default_rng(1)

@@ -10,12 +10,9 @@ import pytest
 
 from lsp import Exit, LspError
 from lsp.data import batches, shards, tokenizer
-from lsp.data.batches import Examples, width_for
 from lsp.data.masking import drawing, slots_for
-from lsp.data.pairs import fitting
 from lsp.data.shards import Rows
-from lsp.data.tasks import Table
-from lsp.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
+from lsp.data.tokenizer import MASK, PAD, Tokenizer
 from lsp.data.words import borders, starts
 
 T = 32
@@ -32,10 +29,6 @@ def rows(words: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Rows:
     path = tmp_path_factory.mktemp("rows")
     shards.pack(TEXTS, words, path, T)
     return Rows.open(path)
-
-
-def table(texts: list[str], classes: int = 3) -> Table:
-    return Table([(text,) for text in texts], [n % classes for n in range(len(texts))], ("a", "b", "c")[:classes])
 
 
 def restored(batch: batches.Batch) -> list[tuple[int, ...]]:
@@ -94,7 +87,7 @@ def test_an_abandoned_reader_stops_reading(rows: Rows) -> None:
     for _ in range(5):
         reader = batches.read_ahead(dataset, 0, 10_000_000)
         next(reader)
-        reader.close()  # type: ignore[attr-defined]
+        reader.close()
     for _ in range(200):  # they end after the batch at hand
         if threading.active_count() <= before:
             return
@@ -165,106 +158,6 @@ def test_evaluation_has_every_row_once_under_the_same_masks(rows: Rows) -> None:
     assert not held_out[len(held_out) - 1]["weights"][7 - missing :].any()
     assert all(equal(a, b) for a, b in zip(held_out, batches.evaluation(rows, 7), strict=True))
     assert sum((batch["tokens"] == MASK).sum() for batch in held_out) > 0
-
-
-def test_one_text_and_two_are_framed_and_typed(words: Tokenizer) -> None:
-    a, b = words.encode(["the cats", "and 3 dogs"])
-    single = Examples(Table([("the cats",)], [1], ("x", "y")), words, T).batch(np.array([0]), 2)
-    assert single["tokens"][0].tolist() == [CLS, *a, SEP] + [PAD] * (16 - len(a) - 2)
-    assert not single["types"].any()
-    assert single["labels"].tolist() == [1, 0]
-    assert single["weights"].tolist() == [1, 0]
-    pair = Examples(Table([("the cats", "and 3 dogs")], [0], ("x", "y")), words, T).batch(np.array([0]), 1)
-    expected = [CLS, *a, SEP, *b, SEP]
-    assert pair["tokens"][0, : len(expected)].tolist() == expected
-    assert pair["types"][0, : len(expected)].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1)
-    np.testing.assert_array_equal(pair["segments"], pair["tokens"] != PAD)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "fitted"),
-    [
-        ((50, 3), (26, 3)),
-        ((3, 50), (3, 26)),
-        ((50, 50), (15, 14)),
-        ((14, 15), (14, 15)),
-        ((5, 5), (5, 5)),
-    ],
-)
-def test_of_a_pair_the_longer_text_is_cut(sizes: tuple[int, int], fitted: tuple[int, int]) -> None:
-    assert tuple(fitting(list(sizes), 29)) == fitted
-
-
-def test_examples_that_are_too_long_are_cut_and_counted(words: Tokenizer) -> None:
-    examples = Examples(table(["cats", "the cats and dogs " * 50, "dogs"]), words, 20)
-    assert examples.cut == 1
-    assert examples.lengths.max() == 20
-    assert examples.tokens[1][-1] == SEP
-    assert examples.batch(np.arange(3), 3)["tokens"].shape == (3, 20)
-
-
-def test_an_epoch_of_labelled_batches_holds_every_example_once(words: Tokenizer) -> None:
-    examples = Examples(table(TEXTS), words, 128)
-    dataset = batches.labelled(examples, batch_size=8, seeds=[0])
-    per_epoch = -(-len(TEXTS) // 8)
-
-    def contents(epoch: int) -> Counter[tuple[int, ...]]:
-        found: Counter[tuple[int, ...]] = Counter()
-        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-            batch = dataset[step]
-            for tokens, label, weight in zip(batch["tokens"].tolist(), batch["labels"], batch["weights"], strict=True):
-                found[(int(label), *(index for index in tokens if index != PAD))] += int(weight)
-        return +found
-
-    expected = Counter(
-        (int(label), *tokens.tolist()) for label, tokens in zip(examples.labels, examples.tokens, strict=True)
-    )
-    assert contents(0) == contents(1) == expected
-    assert not equal(dataset[0], dataset[per_epoch])
-    assert equal(dataset[5], batches.labelled(examples, batch_size=8, seeds=[0])[5])
-
-
-def test_examples_of_like_length_go_together(words: Tokenizer) -> None:
-    examples = Examples(table(TEXTS), words, 128)
-    dataset = batches.labelled(examples, batch_size=8, seeds=[0])
-    padded = sum(dataset[step]["tokens"].size for step in range(26))
-    one_width = 26 * 8 * width_for(examples.lengths.max())
-    assert padded < 0.75 * one_width
-
-
-def test_every_example_has_one_place_in_a_shared_row(words: Tokenizer) -> None:
-    examples = Examples(table(TEXTS), words, 128)
-    seen, used, there = [], 0, 0
-    for chosen, batch in batches.shared(examples):
-        rows, width = batch["tokens"].shape
-        assert chosen.shape == (rows, batches.places(width)) and rows * width <= batches.TOKENS_AT_ONCE
-        for row, place in np.argwhere(chosen >= 0).tolist():
-            here = batch["segments"][row] == place + 1
-            example = int(chosen[row, place])
-            seen.append(example)
-            np.testing.assert_array_equal(batch["tokens"][row][here], examples.tokens[example])
-            assert (np.diff(np.flatnonzero(here)) == 1).all()
-            expected = np.arange(here.sum()) >= examples.seconds[example]
-            np.testing.assert_array_equal(batch["types"][row][here], expected)
-        used, there = used + int((batch["segments"] > 0).sum()), there + int((chosen >= 0).any(1).sum()) * width
-    assert sorted(seen) == list(range(len(TEXTS))) and used == examples.lengths.sum()
-    assert used > 0.8 * there, "texts of five lengths, most over half a row: others fill more"
-
-
-def test_short_examples_share_and_long_ones_have_wide_rows(words: Tokenizer) -> None:
-    examples = Examples(table(["a"] * 40 + ["a b c d e f g h " * 12]), words, 512)
-    shapes = {batch["tokens"].shape[1]: chosen for chosen, batch in batches.shared(examples)}
-    assert max(shapes) == width_for(examples.lengths.max()) and (shapes[max(shapes)] >= 0).sum() > 1
-    assert all((chosen >= 0).sum(1).max() <= batches.places(width) for width, chosen in shapes.items())
-
-
-def test_widths_are_few_and_hold_what_they_must() -> None:
-    widths = [width_for(length) for length in range(1, 513)]
-    assert sorted(set(widths)) == [16, 32, 64, 96, 128, 192, 256, 384, 512]
-    assert all(width >= length for length, width in enumerate(widths, 1))
-    fine = [width_for(length, fine=True) for length in range(1, 513)]
-    assert sorted(set(fine)) == [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
-    assert all(length <= width < 2 * max(8, length) for length, width in enumerate(fine, 1))
 
 
 def test_the_road_from_files_needs_neither_jax_nor_grain(tmp_path: Path) -> None:

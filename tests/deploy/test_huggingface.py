@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from lsp import Exit, LspError
 from lsp.checkpoint import Model
-from lsp.data.batches import Examples
+from lsp.data.examples import Examples
 from lsp.data.tasks import Table
 from lsp.deploy import huggingface
 from lsp.model.encoder import graphdef

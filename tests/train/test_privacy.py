@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 from scipy import integrate, stats
 
-from lsp import LspError, checkpoint, recipe
+from lsp import Exit, LspError, checkpoint, recipe
 from lsp.commands import finetune
 from lsp.console import Progress
-from lsp.data import batches
+from lsp.data.examples import Examples, sampled
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import train
 from lsp.model.config import ModelConfig
@@ -40,7 +40,7 @@ def seen(config: ModelConfig, params: Any, batch: Any, noise: float, **more: Any
 
     tx = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     private = recipe.Privacy(noise=noise, clip=0.05)
-    made = make_update(graphdef(config), Objective(classification), tx, private=private, expected=2, **more)
+    made = make_update(graphdef(config), Objective(classification, private=private), tx, expected=2, **more)
 
     def run(params: Any) -> Any:
         made.update(params, made.init(params), None, batch, jax.random.key(3), 0.1)
@@ -116,7 +116,7 @@ def test_what_is_spent() -> None:
     assert rising == sorted(rising) and privacy.spent(2.0, 0.01, 100, 1e-5) < rising[2]
 
 
-@pytest.mark.parametrize(("examples", "size"), [(1000, 10), (60000, 256), (40, 40), (500, 250)])
+@pytest.mark.parametrize(("examples", "size"), [(1000, 10), (60000, 256), (40, 40), (500, 250), (60000, 4096)])
 def test_hardly_ever_a_batch_has_no_room(examples: int, size: int) -> None:
     rows = privacy.room(examples, size, 1)
     assert stats.binom.sf(rows, examples, size / examples) <= 1.1e-12
@@ -129,8 +129,8 @@ def test_hardly_ever_a_batch_has_no_room(examples: int, size: int) -> None:
 def test_each_example_is_drawn_by_itself(tmp_path: Path) -> None:
     words = train(["a b c d"] * 50, vocab_size=266, kind="unigram", lowercase=False, seed=0)
     table = Table([("a " * (1 + number % 7),) for number in range(60)], [number for number in range(60)], ("",) * 60)
-    examples = batches.Examples(table, words, 16)
-    dataset = batches.sampled(examples, rows=60, share=0.25, seed=7)
+    examples = Examples(table, words, 16)
+    dataset = sampled(examples, rows=60, share=0.25, seed=7)
     drawn = np.zeros((400, 60))
     for step in range(400):
         batch = dataset[step]
@@ -140,7 +140,7 @@ def test_each_example_is_drawn_by_itself(tmp_path: Path) -> None:
     assert stats.chisquare(drawn.sum(0), ddof=0).pvalue > 0.001
     assert drawn.sum(1).mean() == pytest.approx(15, abs=0.6) and drawn.sum(1).var() == pytest.approx(11.25, rel=0.2)
     assert np.abs(np.corrcoef(drawn.T) - np.eye(60)).max() < 0.25
-    cut = batches.sampled(examples, rows=4, share=0.25, seed=7)[0]
+    cut = sampled(examples, rows=4, share=0.25, seed=7)[0]
     assert cut["tokens"].shape[0] == 4 and cut["weights"].sum() == 4
 
 
@@ -179,9 +179,19 @@ def test_a_private_run_says_what_it_spent_and_keeps_no_secret(tmp_path: Path) ->
 
 
 def test_a_secret_is_kept_until_the_run_is_over(tmp_path: Path) -> None:
-    first = privacy.drawn(recipe.Privacy(noise=1.0), tmp_path / "train")
-    assert privacy.drawn(recipe.Privacy(noise=1.0), tmp_path / "train") == first and first.secret < 2**64
-    assert privacy.drawn(recipe.Privacy(noise=1.0), tmp_path / "other").secret != first.secret
+    first = privacy.secret(tmp_path / "train")
+    assert privacy.secret(tmp_path / "train") == first < 2**64
+    assert privacy.secret(tmp_path / "other") != first
     assert (tmp_path / "train" / "secret").stat().st_mode & 0o077 == 0
-    with pytest.raises(LspError, match="gradients of 1000000000 examples"):
-        privacy.fits(10**9, {"kernel": jnp.zeros((10, 1000))}, 1)
+
+
+def test_gradients_that_do_not_fit_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = train(["a b c d"] * 50, vocab_size=266, kind="unigram", lowercase=False, seed=0)
+    examples = Examples(Table([("a",)] * 60, [0] * 60, ("x",)), words, 16)
+    monkeypatch.setattr(privacy.memory, "usable", lambda: 1_000_000)
+    small, large = {"kernel": jnp.zeros((10, 10))}, {"kernel": jnp.zeros((100, 100))}
+    plan = recipe.Train(batch_size=6)
+    assert privacy.drawn(examples, plan, 1, small)[0]["tokens"].shape[0] > 6
+    with pytest.raises(LspError, match="The gradients of") as raised:
+        privacy.drawn(examples, plan, 1, large)
+    assert raised.value.code == Exit.MACHINE and "lora_rank" in raised.value.hint

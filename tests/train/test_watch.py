@@ -229,3 +229,15 @@ def test_stop_only_warns_once_of_spikes_and_changes_nothing(tmp_path: Path) -> N
     assert len(said.warnings) == 1 and said.warnings[0].startswith("step 81: loss ")
     assert_same(fitted.params, blind.params)
     assert fitted.skipped == 0
+
+
+def test_a_run_whose_time_is_up_when_it_is_resumed_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path / "run", {}, TRAIN, killed_at=10)
+    over = Clock(1e-6)
+    monkeypatch.setitem(train.__globals__, "Clock", lambda: over)
+    fitted, _ = train(tmp_path / "run", {}, TRAIN)
+    assert 9 < fitted.step <= 11, "time is looked at with a step, and read one step late"
+    assert_same(fitted.params, by_hand([*range(9)]))  # at a learning rate of 0
+    with pytest.raises(LspError, match="used up after"):
+        train(tmp_path / "new", {}, TRAIN)

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,14 +15,20 @@ from lsp.arguments import (
     TRAIN,
     BudgetOpt,
     DevOpt,
+    EncoderOpt,
     FromOpt,
     JsonOpt,
     LabelColumnOpt,
+    OldDevOpt,
+    OldOpt,
     OutOpt,
     OverwriteOpt,
     QuietOpt,
     RecipeOpt,
+    SeedsOpt,
     SetOpt,
+    SweepOpt,
+    TaskDataOpt,
     TaskOpt,
     TextColumnOpt,
     TokenizerOpt,
@@ -36,45 +42,31 @@ from lsp.arguments import (
 from lsp.cli.app import app, compress, report
 from lsp.data import glue
 
+if TYPE_CHECKING:
+    from lsp.train.options import Options
+
+
+GATE = re.compile(r"\w+=[-+]?\d*\.?\d+(e[-+]?\d+)?")
+
 
 @app.command(short_help="An encoder and labelled examples to a classifier.")
 def finetune(
     *,
-    begin: Annotated[
-        str,
-        typer.Option("--from", metavar="RUN|HF_DIR|scratch", help="Encoder, or 'scratch' for random weights."),
-    ],
+    begin: EncoderOpt,
     train: Annotated[Path | None, TRAIN] = None,
     dev: Annotated[Path | None, DEV] = None,
     task: TaskOpt = "",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="The folder with the task's files.")
-    ] = None,
-    old: Annotated[
-        Path | None, typer.Option("--old", metavar="FILE", help="Examples learnt before, some to be seen again.")
-    ] = None,
-    old_dev: Annotated[
-        Path | None, typer.Option("--old-dev", metavar="FILE", help="Examples of what was learnt before, to measure.")
-    ] = None,
+    data: TaskDataOpt = None,
+    old: OldOpt = None,
+    old_dev: OldDevOpt = None,
     out: OutOpt,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
     tokenizer: TokenizerOpt = None,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
-    seeds: Annotated[
-        int, typer.Option("--seeds", metavar="N", help="Train N times with other seeds, and keep the best.", min=1)
-    ] = 1,
-    sweeps: Annotated[
-        list[str],
-        typer.Option(
-            "--sweep",
-            metavar="KEY=A,B,…",
-            help="Train with each of the values, and keep the best; repeatable.",
-            default_factory=list,
-            show_default=False,
-        ),
-    ],
+    seeds: SeedsOpt = 1,
+    sweeps: SweepOpt,
     budget: BudgetOpt = "",
     tracker: TrackerOpt,
     overwrite: OverwriteOpt = False,
@@ -95,17 +87,32 @@ def finetune(
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
     need(train, dev, data, old, old_dev, code=Exit.DATA)
-    several = partial(trials.expand, seeds=seeds, sweeps=sweeps)
-    several(plan)  # what can't be is said before anything is read
     if (old or old_dev) and not plan.adapt.grow:
         raise LspError("--old and --old-dev are for a classifier that grows.", hint="Add --set adapt.grow=true.")
-    known, files = None, None
-    if task.lower() != "glue":
-        known = glue.task(task) if task else None
-        plan = replace(plan, head=replace(plan.head, problem=known.problem)) if known else plan
-        files = labelled_files(train, dev, task, data, (tuple(text_column), label_column))
-    elif data is None or train or dev or text_column or label_column or old:
+    several = partial(trials.expand, seeds=seeds, sweeps=sweeps)
+    several(plan)  # what can't be is said before anything is read
+    suite = task.lower() == "glue"
+    if suite and (data is None or train or dev or old or old_dev or text_column or label_column):
         raise LspError("--task glue takes all of GLUE.", hint="Write it as in --task glue --data DIR, without files.")
+    known = glue.task(task) if task and not suite else None
+    if known:
+        plan = replace(plan, head=replace(plan.head, problem=known.problem))
+    files = None if suite else labelled_files(train, dev, task, data, (tuple(text_column), label_column))
+    need_start(begin, tokenizer, out)
+    options = training(quiet, overwrite, budget, tracker)
+    from lsp.commands import finetune as verb
+    from lsp.train.labelled import Files
+
+    if files is None:
+        assert data is not None
+        return report(verb.run_suite(begin, data, out, plan, tokenizer, options, several), as_json)
+    metric = known.metrics[0] if known else ""
+    given = Files(*files, old, old_dev)
+    return report(verb.run(begin, out, plan, given, tokenizer, options, several(plan), metric), as_json)
+
+
+def need_start(begin: str, tokenizer: Path | None, out: Path) -> None:
+    """Raises LspError where there is nothing to begin with, or the result would go over it."""
     need(tokenizer)
     if begin != "scratch":
         need(begin)
@@ -114,21 +121,15 @@ def finetune(
         raise LspError(
             "--from scratch has no tokenizer.", hint="Add --tokenizer DIR: prepared data or any run has one."
         )
+
+
+def training(quiet: bool, overwrite: bool, budget: str, tracker: list[str]) -> "Options":
+    """How a command trains. Raises LspError for a budget that is none, and for trackers that are not there."""
     seconds = parse_duration(budget)
     need_trackers(tracker)
-    from lsp.commands import finetune as verb
-    from lsp.train.labelled import Files
     from lsp.train.options import Options
 
-    options = Options(console.Progress(quiet), overwrite, seconds, tracker)
-    if files is None:
-        from lsp.commands import suite
-
-        assert data is not None
-        return report(suite.run(begin, data, out, plan, tokenizer, options, several), as_json)
-    metric = known.metrics[0] if known else ""
-    given = Files(*files, old, old_dev)
-    return report(verb.run(begin, out, plan, given, tokenizer, options, several(plan), metric), as_json)
+    return Options(console.Progress(quiet), overwrite, seconds, tracker)
 
 
 def labelled_files(
@@ -215,13 +216,10 @@ def prune(
     need(train, dev, code=Exit.DATA)
     need(begin)
     apart(out, begin)
-    seconds = parse_duration(budget)
-    need_trackers(tracker)
+    options = training(quiet, overwrite, budget, tracker)
     from lsp.commands import prune as verb
     from lsp.train.labelled import Files
-    from lsp.train.options import Options
 
-    options = Options(console.Progress(quiet), overwrite, seconds, tracker)
     return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 
@@ -254,13 +252,10 @@ def distill(
     need(train, dev, code=Exit.DATA)
     need(begin)
     apart(out, begin)
-    seconds = parse_duration(budget)
-    need_trackers(tracker)
+    options = training(quiet, overwrite, budget, tracker)
     from lsp.commands import distill as verb
     from lsp.train.labelled import Files
-    from lsp.train.options import Options
 
-    options = Options(console.Progress(quiet), overwrite, seconds, tracker)
     return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 
@@ -308,9 +303,8 @@ def evaluate(
     class, what is taken for what. With --task NAME, --data may be the folder of a
     GLUE task. Exits 1 when a --min is missed.
     """
-    for gate in gates:
-        if not re.fullmatch(r"\w+=[-+]?\d*\.?\d+(e[-+]?\d+)?", gate):
-            raise LspError(f"--min {gate} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")
+    if bad := next((gate for gate in gates if not GATE.fullmatch(gate)), None):
+        raise LspError(f"--min {bad} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")
     columns = (tuple(text_column), label_column)
     need(data, code=Exit.DATA)
     files = [data]

@@ -1,5 +1,6 @@
 """`lsp compress distill`: a smaller student that learns the teacher's answers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def run(
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
         loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard, problem)
         objective = Objective(loss, teacher.params)
-        plan = labelled.plan(config, params, objective, sets, recipe, clock, teacher=teacher.config)
+        plan = replace(labelled.plan(config, params, objective, sets, recipe, clock), teacher=teacher.config)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         after = Classifier(config).score(fitted.params, sets.dev).summary()

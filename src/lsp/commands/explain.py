@@ -10,7 +10,8 @@ import numpy as np
 
 from lsp import LspError, checkpoint, console, directory, nearest
 from lsp.compress.quantize import dequantize
-from lsp.data import batches, tasks
+from lsp.data import tasks
+from lsp.data.examples import Examples
 from lsp.train import answers, labelled
 from lsp.train.attribution import CLOSE, Explainer, by_word
 from lsp.train.evaluate import Classifier
@@ -65,7 +66,7 @@ def _rows(
         progress.warn(f"explaining the first {MOST} texts; there are more")
     with progress.task("explaining", min(len(texts), MOST)) as task:
         for number, text in enumerate(texts[:MOST]):
-            examples = batches.Examples(tasks.Table([text], [], base.labels), base.tokenizer, config.max_length)
+            examples = Examples(tasks.Table([text], [], base.labels), base.tokenizer, config.max_length)
             logits = classifier.logits(params, examples)
             (answer,) = answers.of(config.problem, base.labels, logits)
             output = base.labels.index(label) if label else int(np.argmax(logits[0]))

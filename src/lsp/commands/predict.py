@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from lsp import Exit, LspError, checkpoint
-from lsp.data import batches, tasks
+from lsp.data import tasks
+from lsp.data.examples import Examples
 from lsp.data.tokenizer import CLS, MASK, SEP
 from lsp.train import answers, labelled
 from lsp.train.evaluate import Classifier, MaskedWords
@@ -78,7 +79,7 @@ def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
     classifier, problem = Classifier(base.config), base.config.problem
 
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
-        examples = batches.Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
+        examples = Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
         found = answers.of(problem, base.labels, classifier.logits(base.params, examples), top)
         for row, text, cut in zip(found, texts, examples.too_long, strict=True):
             yield row | {"text": text[0] if len(text) == 1 else list(text)} | ({"truncated": True} if cut else {})

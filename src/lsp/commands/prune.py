@@ -47,8 +47,8 @@ def run(
             sets,
             recipe,
             clock,
-            prune.gradual(recipe.prune, steps),
         )
+        plan = dataclasses.replace(plan, transform=prune.gradual(recipe.prune, steps))
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         params = quantize(fitted.params) if present(base.params) else fitted.params

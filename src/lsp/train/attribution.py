@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lsp.data.batches import width_for
+from lsp.data.examples import width_for
 from lsp.data.tokenizer import MASK, spelt
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef

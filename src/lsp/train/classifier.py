@@ -1,6 +1,8 @@
 """A classifier from examples, or several in one program: put together from a recipe, trained and measured."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import numpy as np
 
 from lsp import LspError, checkpoint
 from lsp import recipe as recipes
+from lsp.data.batches import read_ahead
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
@@ -53,12 +56,12 @@ def train(
     plan = shared.plan(trials, clock, path)
     with trackers.opened(options.track, path, options.progress) as followers:
         fitted = fit(plan, path, options.progress, followers)
-    if not plan.variants:
-        made = fitted.summary()
-        if plan.private:
-            made |= privacy.report(trials[0].recipe, len(shared.sets.train), fitted.step)
-        return [shared.finished(fitted.params, made)]
-    return [shared.measured(trial, fitted, number) for number, trial in enumerate(trials)]
+    if plan.variants:
+        return [shared.measured(trial, fitted, number) for number, trial in enumerate(trials)]
+    made = fitted.summary()
+    if plan.objective.private:
+        made |= privacy.report(trials[0].recipe, len(shared.sets.train), fitted.step)
+    return [shared.finished(fitted.params, made)]
 
 
 class _Shared:
@@ -81,26 +84,32 @@ class _Shared:
 
     def plan(self, trials: Sequence[Trial], clock: Clock, path: Path) -> Plan:
         """What to train. The rest of the model, where not all is trained, is the same for all trials."""
-        start, recipe, together = self.start, self.recipe, len(trials) > 1
-        first, self.rest = self._begin(recipe.train.seed)
-        begun = [first, *(self._begin(trial.recipe.train.seed)[0] for trial in trials[1:])]
-        variants = [Variant(trial.recipe.train.seed, trial.recipe.train.learning_rate) for trial in trials]
-        return labelled.plan(
-            self.config,
-            jax.tree.map(lambda *leaves: np.stack(leaves), *begun) if together else first,
-            trainable.partly(_objective(start, recipe), self.rest, self.scale),
-            self.sets,
-            recipe,
-            clock,
-            teacher=self.grows.config if self.grows else None,
-            complete=self._complete,
-            variants=tuple(variants) if together else (),
-            private=privacy.drawn(recipe.privacy, path / "train") if recipe.privacy.noise else None,
+        start, recipe = self.start, self.recipe
+        begun, self.rest = self._begin(recipe.train.seed)
+        objective = trainable.partly(_objective(start, recipe), self.rest, self.scale)
+        plan = labelled.plan(self.config, begun, objective, self.sets, recipe, clock)
+        if self.grows:
+            plan = replace(plan, teacher=self.grows.config)
+        if objective.private:
+            secret = privacy.secret(path / "train")
+            dataset = privacy.drawn(self.sets.train, plan.train, secret, begun)
+            return replace(plan, batches=partial(read_ahead, dataset), rows=None, secret=secret)
+        if len(trials) == 1:
+            return plan
+        variants = tuple(Variant(trial.recipe.train.seed, trial.recipe.train.learning_rate) for trial in trials)
+        every = [begun, *(self._begin(variant.seed)[0] for variant in variants[1:])]
+        return replace(
+            plan,
+            params=jax.tree.map(lambda *leaves: np.stack(leaves), *every),
+            batches=labelled.training(self.sets.train, plan.train, [variant.seed for variant in variants]),
+            evaluate=lambda params: _mean([plan.evaluate(at(params, number)) for number in range(len(variants))]),
+            rows=None,
+            variants=variants,
         )
 
     def finished(self, trained: Any, made: dict[str, Any]) -> Trained:
         """The classifier, balanced and calibrated where the recipe asks for that."""
-        params = jax.device_get(self._complete(trained))
+        params = jax.device_get(trainable.merged(trained, self.rest, self.scale))
         model, head = checkpoint.Model(self.config, params, self.start.words, self.sets.names), self.recipe.head
         found: dict[str, float] = {}
         if self.grows and self.sets.apart is not None and head.problem == "single_label":
@@ -120,9 +129,6 @@ class _Shared:
         diverged = reached + 1 if reached < made["step"] else None
         outcome = compare.Outcome(trial, scores.metrics, good, diverged)
         return done._replace(made=done.made | {"metrics": scores.metrics}, outcome=outcome)
-
-    def _complete(self, trained: Any) -> Any:
-        return trainable.merged(trained, self.rest, self.scale) if self.rest else trained
 
     def _begin(self, seed: int) -> tuple[Any, Any]:
         """What is trained, and the rest: new parameters with those of the start where they fit. Its classifier goes on
@@ -164,6 +170,12 @@ class _Shared:
         return {"old": found}
 
 
+def _mean(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean metrics of those that did not diverge, or of all if all did."""
+    sound = [metrics for metrics in found if np.isfinite(metrics["loss"])] or found
+    return {name: float(np.mean([metrics[name] for metrics in sound])) for name in found[0]}
+
+
 def _check(start: Start, recipe: recipes.Finetune) -> None:
     """Raises LspError (exit 2) for changes that have nothing to change, or do not go together."""
     base, head, change = start.base, recipe.head, recipe.adapt
@@ -188,6 +200,7 @@ def _check(start: Start, recipe: recipes.Finetune) -> None:
 def _objective(start: Start, recipe: recipes.Finetune) -> Objective:
     """The labels, and where a classifier grows what its old self answers."""
     if start.base is None or not recipe.adapt.grow:
-        return Objective(adapt.loss(recipe.head.problem, recipe.adapt))
+        private = recipe.privacy if recipe.privacy.noise else None
+        return Objective(adapt.loss(recipe.head.problem, recipe.adapt), private=private)
     remember = incremental.remembering(start.base.config, recipe.adapt.remember)
     return Objective(adapt.moved(remember, recipe.adapt), start.base.params)

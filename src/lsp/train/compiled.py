@@ -32,18 +32,16 @@ def build(
     remat: recipes.Remat,
     after: optax.GradientTransformation | None = None,
     variants: int = 0,
-    private: recipes.Privacy | None = None,
 ) -> tuple[Update, Any]:
     """The update that a recipe asks for and the jitted step around it; `after` is chained behind the optimizer. Of
     `variants` that are trained together none is stopped by a spike, which would be the spike of one of them."""
     alone = make_update(
         graphdef(config, remat),
         objective,
-        optimizer.make(replace(train, clip=0.0) if private else train, after),
+        optimizer.make(replace(train, clip=0.0) if objective.private else train, after),
         accumulate=train.accumulate,
-        full=0 if private else train.batch_size // copies.count,
+        full=0 if objective.private else train.batch_size // copies.count,
         precision=train.precision,
-        private=private,
         expected=train.batch_size,
     )
     update = replicas.delayed(alone, copies, mesh)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from lsp import interrupt
-from lsp.data import batches
+from lsp.data.examples import Examples, places, shared, width_for
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model, graphdef
 from lsp.train import metrics, objectives
@@ -59,20 +59,20 @@ class Classifier:
 
         def compute(model: Model, batch: dict[str, jax.Array]) -> jax.Array:
             tokens_BT, inputs = batch["tokens"], (batch["segments"], batch["types"])
-            return model.classify(tokens_BT, *inputs, shared=batches.places(tokens_BT.shape[1]))
+            return model.classify(tokens_BT, *inputs, shared=places(tokens_BT.shape[1]))
 
         self.forward = Forward(config, compute)
 
-    def logits(self, params: Any, examples: batches.Examples) -> np.ndarray:
+    def logits(self, params: Any, examples: Examples) -> np.ndarray:
         """fp32 [N, C], in the examples' order."""
         logits = np.zeros((len(examples), self.classes), np.float32)
-        for chosen_BE, batch in batches.shared(examples):
+        for chosen_BE, batch in shared(examples):
             answers_BEC = self.forward(params, batch)
             there_BE = chosen_BE >= 0
             logits[chosen_BE[there_BE]] = answers_BEC[there_BE]
         return logits
 
-    def score(self, params: Any, examples: batches.Examples) -> Scores:
+    def score(self, params: Any, examples: Examples) -> Scores:
         """Metrics over all examples; needs their labels."""
         self.forward.seconds = 0.0
         logits = self.logits(params, examples)
@@ -112,7 +112,7 @@ class MaskedWords:
 
     def __call__(self, params: Any, tokens: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Piece ids and probabilities, each [masks, guesses], of int32 tokens [T] at the positions `masks`."""
-        length, slots = batches.width_for(len(tokens)), batches.width_for(len(masks))
+        length, slots = width_for(len(tokens)), width_for(len(masks))
         padded = np.pad(tokens, (0, length - len(tokens)))[None]
         batch = {"tokens": padded, "segments": (padded > 0).astype(np.int32)}
         batch["slots"] = np.pad(masks, (0, slots - len(masks)))[None].astype(np.int32)

@@ -2,27 +2,24 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-import optax
 
 from lsp import LspError
 from lsp import recipe as recipes
 from lsp.data import batches, tasks, text
+from lsp.data.examples import Examples, example_numbers, in_batches
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
-from lsp.train import incremental, privacy
+from lsp.train import incremental
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
 from lsp.train.objectives import Objective
-from lsp.train.replicas import at
-from lsp.train.step import Variant
 
 MANY = 1000  # steps from which less padding is worth more shapes to compile for
 
@@ -49,10 +46,10 @@ class Files(NamedTuple):
 class Sets:
     """Encoded examples to train on and to measure on, over the same label names."""
 
-    train: batches.Examples
-    dev: batches.Examples
+    train: Examples
+    dev: Examples
     names: tuple[str, ...]
-    apart: batches.Examples | None = None  # of old and new classes alike, to judge a classifier that grew
+    apart: Examples | None = None  # of old and new classes alike, to judge a classifier that grew
 
 
 class Reading(NamedTuple):
@@ -63,8 +60,8 @@ class Reading(NamedTuple):
     problem: recipes.Problem = "single_label"
     grow: bool = False  # classes that are not among the names follow them
 
-    def examples(self, table: tasks.Table) -> batches.Examples:
-        return batches.Examples(table, self.words, self.length, self.problem)
+    def examples(self, table: tasks.Table) -> Examples:
+        return Examples(table, self.words, self.length, self.problem)
 
 
 def read_table(
@@ -82,7 +79,7 @@ def read_table(
     )
 
 
-def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Reading) -> batches.Examples:
+def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Reading) -> Examples:
     """The examples of such a file."""
     return how.examples(read_table(path, columns, names, how))
 
@@ -101,7 +98,7 @@ def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, se
     return Sets(examples, read(files.dev, files.columns, table.names, how), table.names, apart)
 
 
-def weigh(examples: batches.Examples, head: recipes.NewHead) -> None:
+def weigh(examples: Examples, head: recipes.NewHead) -> None:
     """Makes every class weigh as much as any other, where the recipe asks for that; the mean example weighs 1. Raises
     LspError (exit 2) where examples have no single class."""
     if head.class_weights == "none":
@@ -119,55 +116,32 @@ def plan(
     sets: Sets,
     recipe: recipes.Finetune | recipes.Prune | recipes.Distill,
     clock: Clock,
-    transform: optax.GradientTransformation | None = None,
-    teacher: ModelConfig | None = None,
-    complete: Callable[[Any], Any] = lambda trained: trained,
-    variants: tuple[Variant, ...] = (),
-    private: privacy.Private | None = None,
 ) -> Plan:
-    """A plan over the sets. `complete` makes the model's parameters of those that are trained, where these are not all.
-    Metrics of several variants are the means over those that did not diverge. Raises LspError (exit 2, or 5 where the
-    gradients of single examples do not fit)."""
+    """A plan over the sets. Raises LspError (exit 2)."""
     train = counted(recipe.train, len(sets.train))
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
-    seeds = [variant.seed for variant in variants] or [train.seed]
-    fine = train.steps >= MANY
-    dataset = batches.labelled(sets.train, batch_size=train.batch_size, seeds=seeds, fine=fine)
-    numbers = None
-    if private:
-        rows = privacy.room(len(sets.train), train.batch_size, train.accumulate * jax.device_count())
-        privacy.fits(rows, params, train.accumulate)
-        share = train.batch_size / len(sets.train)
-        dataset = batches.sampled(sets.train, rows=rows, share=share, seed=private.secret)
-    elif not variants:
-        numbers = batches.example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed)
     classifier = Classifier(config)
-
-    def evaluate(params: Any) -> dict[str, float]:
-        models = [at(params, index) for index in range(len(variants))] or [params]
-        found = [classifier.score(complete(model), sets.dev).metrics for model in models]
-        if len(found) == 1:
-            return found[0]
-        sound = [metrics for metrics in found if np.isfinite(metrics["loss"])] or found
-        return {name: float(np.mean([metrics[name] for metrics in sound])) for name in sound[0]}
-
     return Plan(
         config=config,
         params=params,
         objective=objective,
-        batches=lambda first, last: batches.read_ahead(dataset, first, last),
-        evaluate=evaluate,
+        batches=training(sets.train, train, [train.seed]),
+        evaluate=lambda params: classifier.score(objective.whole(params, objective.frozen), sets.dev).metrics,
         train=train,
         mesh=recipe.mesh,
         clock=clock,
-        transform=transform,
-        teacher=teacher,
-        rows=numbers,
+        rows=example_numbers(sets.train, batch_size=train.batch_size, seed=train.seed),
         decode=sets.train.decode,
-        variants=variants,
-        private=private,
     )
+
+
+def training(
+    examples: Examples, train: recipes.Train, seeds: Sequence[int]
+) -> Callable[[int, int], Iterator[dict[str, np.ndarray]]]:
+    """The batches of steps, for one seed or for several at once (`examples.in_batches`)."""
+    dataset = in_batches(examples, batch_size=train.batch_size, seeds=seeds, fine=train.steps >= MANY)
+    return lambda first, last: batches.read_ahead(dataset, first, last)
 
 
 def counted(train: recipes.Train, examples: int) -> recipes.Train:

@@ -25,7 +25,6 @@ from lsp.train.clock import Clock
 from lsp.train.compiled import Compiled, build, check
 from lsp.train.log import Log, Meter
 from lsp.train.objectives import Objective
-from lsp.train.privacy import Private
 from lsp.train.step import Signals, TrainState, Update, Variant, begin, begin_together, raw_key
 from lsp.train.trackers import Tracker
 
@@ -53,7 +52,7 @@ class Plan:
     # Trained together, where there are any: `params` and so `evaluate`'s have a first axis for them, and row i of a
     # batch is of variant i % V.
     variants: tuple[Variant, ...] = ()
-    private: Private | None = None  # its secret takes the place of the recipe's seed
+    secret: int | None = None  # in the place of the recipe's seed, where what is drawn must not be known
     # For the black box: which rows of the data a step's batch holds, and the text of a row of tokens.
     rows: Callable[[int], np.ndarray] | None = None
     decode: Callable[[Sequence[int]], str] | None = None
@@ -128,7 +127,7 @@ class _Loop:
         plan.clock.add(seconds)
         if start:
             progress.say(f"continuing from step {start}")
-        if processes.first():
+        if processes.first() and not start:
             plan.clock.check()
         self.meter = Meter(lambda batch: cost.training_flops(plan.config, batch, plan.teacher))
         self.step = Compiled(lambda remat: self._build(remat)[1], plan.train.remat, mesh, self.meter, progress.say)
@@ -199,7 +198,8 @@ class _Loop:
         if self.plan.variants:
             raise watch.diverged(f"step {bad.step + 1}: the loss of every variant is not finite.", "", "")
         plan = replace(self.plan, train=replace(train, remat=self.step.policies[0]))  # what the step ran with
-        box = blackbox.write(self.path, bad, self.state.params, plan, self.progress.warn)
+        private = self.plan.objective.private  # a box would keep its texts
+        box = "" if private else blackbox.write(self.path, bad, self.state.params, plan, self.progress.warn)
         self.state = watch.answer(
             bad, self.state, train.on_divergence, lambda: self._start()[1], self.progress.warn, box
         )
@@ -254,13 +254,12 @@ class _Loop:
             remat,
             plan.transform,
             len(plan.variants),
-            plan.private.settings if plan.private else None,
         )
 
     def _start(self) -> tuple[int, TrainState, float]:
         """The newest saved step, or a first one: how many are done, the state on the mesh, and the seconds it took."""
         variants, update = self.plan.variants, self._build("none")[0]
-        seed = self.plan.private.secret if self.plan.private else self.plan.train.seed
+        seed = self.plan.train.seed if self.plan.secret is None else self.plan.secret
         alone = partial(begin, update, key=raw_key(seed))
         first = partial(begin_together, update, variants=variants) if variants else alone
         shapes = jax.eval_shape(first, self.plan.params)

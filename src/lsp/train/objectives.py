@@ -12,7 +12,7 @@ import optax
 
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
-from lsp.recipe import Problem
+from lsp.recipe import Privacy, Problem
 from lsp.train.metrics import Mean
 
 Batch = dict[str, jax.Array]
@@ -26,11 +26,12 @@ def all_of(trained: Any, frozen: Any) -> Any:
 
 class Objective(NamedTuple):
     """`frozen` enters the step as an argument, since jit turns captured arrays into constants. `whole` makes the
-    model's parameters of those that are trained and of `frozen`."""
+    model's parameters of those that are trained and of `frozen`. With `private` no one example may be told."""
 
     loss: Loss
     frozen: Any = None
     whole: Callable[[Any, Any], Any] = all_of
+    private: Privacy | None = None
 
 
 def pretraining(config: ModelConfig) -> Loss:

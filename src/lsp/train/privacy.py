@@ -10,7 +10,7 @@ import math
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -18,21 +18,17 @@ import optax
 
 from lsp import Exit, LspError
 from lsp import recipe as recipes
-from lsp.manifest import write_atomically
+from lsp.data.examples import Examples, sampled
 from lsp.train import memory
 from lsp.train.metrics import Mean
+
+if TYPE_CHECKING:
+    from grain import MapDataset
 
 ORDERS = (*range(2, 65), *range(72, 257, 8), 320, 384, 512, 768, 1024)
 OVERFULL = 1e-12  # chance that a batch has no room for what was drawn: counted in delta
 
 Gradients = Callable[..., tuple[Any, dict[str, Mean]]]
-
-
-class Private(NamedTuple):
-    """How a run is private, and the secret that its batches and its noise follow from."""
-
-    settings: recipes.Privacy
-    secret: int
 
 
 def check(recipe: recipes.Finetune, several: bool) -> None:
@@ -76,15 +72,32 @@ def noisy(grads: Any, deviation: float, key: jax.Array) -> Any:
     return jax.tree.unflatten(structure, made)
 
 
-def drawn(settings: recipes.Privacy, path: Path) -> Private:
-    """With 64 random bits: who knew them could take the noise off again. They stay in the folder of the run's steps, so
-    that a killed run goes on as it was, and go with it when the run is complete."""
+def secret(path: Path) -> int:
+    """64 random bits that batches and noise follow from: who knew them could take the noise off again. They stay in the
+    folder of the run's steps, so that a killed run goes on as it was, and go with it when the run is complete."""
     place = path / "secret"
+    path.mkdir(parents=True, exist_ok=True)
     if not place.exists():
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, f"{secrets.randbits(64)}\n")
-        place.chmod(0o600)
-    return Private(settings, int(place.read_text()))
+        place.touch(mode=0o600)
+    if not (found := place.read_text()):
+        found = f"{secrets.randbits(64)}\n"
+        place.write_text(found)
+    return int(found)
+
+
+def drawn(examples: Examples, train: recipes.Train, secret: int, trained: Any) -> "MapDataset":
+    """Batches in which each example is by chance, `train.batch_size` of them on average. Raises LspError: exit 2 for
+    more than there are, 5 where the gradients of `trained` for all examples of a part do not fit the memory."""
+    rows = room(len(examples), train.batch_size, train.accumulate * jax.device_count())
+    at_once = rows // train.accumulate
+    needed = at_once * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
+    if needed > memory.usable():
+        raise LspError(
+            f"The gradients of {at_once} examples take {needed / 1e9:,.0f} GB.",
+            hint="Raise train.accumulate, or train less of the model: --set adapt.lora_rank=8.",
+            code=Exit.MACHINE,
+        )
+    return sampled(examples, rows=rows, share=train.batch_size / len(examples), seed=secret)
 
 
 def room(examples: int, batch_size: int, parts: int) -> int:
@@ -92,24 +105,14 @@ def room(examples: int, batch_size: int, parts: int) -> int:
     no place, as a multiple of `parts`. Raises LspError (exit 2) for more than there are."""
     if batch_size > examples:
         raise LspError(f"train.batch_size = {batch_size} is more than the {examples} examples.", hint="Lower it.")
-    share = batch_size / examples
-    tail, chance, rows = 1.0, math.exp(examples * math.log1p(-share)) if share < 1 else 0.0, 0
-    while tail - chance > OVERFULL and rows < examples:
-        tail -= chance
-        rows += 1
-        chance *= (examples - rows + 1) / rows * share / (1 - share) if share < 1 else 0.0
-    return -(-min(rows, examples) // parts) * parts
-
-
-def fits(rows: int, trained: Any, accumulate: int) -> None:
-    """Raises LspError (exit 5) where the gradients of all examples at once do not fit the memory."""
-    needed = rows // accumulate * sum(leaf.nbytes for leaf in jax.tree.leaves(trained))
-    if needed > memory.usable():
-        raise LspError(
-            f"The gradients of {rows // accumulate} examples take {needed / 1e9:,.0f} GB.",
-            hint="Raise train.accumulate, or train less of the model: --set adapt.lora_rank=8.",
-            code=Exit.MACHINE,
-        )
+    rows = examples
+    if batch_size < examples:
+        share, k = batch_size / examples, np.arange(1, examples + 1)
+        rising = np.cumsum(np.log((examples - k + 1) / k) + math.log(share / (1 - share)))
+        chances = np.exp(examples * math.log1p(-share) + rising)  # of 1, 2, … examples
+        more = np.cumsum(chances[::-1])[::-1]  # of at least so many
+        rows = int(np.argmax(more <= OVERFULL)) if (more <= OVERFULL).any() else examples
+    return -(-rows // parts) * parts
 
 
 def spent(noise: float, share: float, steps: int, delta: float) -> float:

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lsp import recipe as recipes
 from lsp.model.sharding import gather
 from lsp.train import privacy, watch
 from lsp.train.metrics import Mean
@@ -89,12 +88,12 @@ def make_update(
     accumulate: int = 1,
     full: int = 0,
     precision: str = "fp32",
-    private: recipes.Privacy | None = None,
     expected: int = 0,
 ) -> Update:
     """An update by gradients. The batch is cut into `accumulate` micro-batches whose sums are added and divided once;
-    one of fewer rows than a `full` batch into fewer. `precision` bf16 casts the parameters once. A `private` one clips
-    the gradient of each example, adds noise, and divides by the `expected` number of examples."""
+    one of fewer rows than a `full` batch into fewer. `precision` bf16 casts the parameters once. A private
+    objective clips the gradient of each example, adds noise, and divides by the `expected` number of examples."""
+    private = objective.private
 
     def sums(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, tuple[Mean, dict[str, Mean]]]:
         cast = objective.whole(params, frozen)

@@ -86,7 +86,9 @@ def partly(objective: Objective, rest: Tree, scale: float) -> Objective:
     if not rest:
         return objective
     frozen = Apart(objective.frozen, rest)
-    return Objective(_beside(objective.loss), frozen, lambda trained, apart: whole(trained, apart.rest, scale))
+    return objective._replace(
+        loss=_beside(objective.loss), frozen=frozen, whole=lambda trained, apart: whole(trained, apart.rest, scale)
+    )
 
 
 def _beside(plain: Loss) -> Loss:
