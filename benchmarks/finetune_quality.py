@@ -13,7 +13,6 @@ and its standard error.
 import argparse
 import gzip
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -150,42 +149,17 @@ def rows_of(path: Path, task: Task) -> list[tuple[list[str], str]]:
 
 def trainer(args: argparse.Namespace, name: str, seed: str) -> dict[str, float]:
     """The same by transformers' Trainer."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
-    import transformers
+    import hf_trainer
 
-    torch.set_num_threads(2)
-    transformers.logging.set_verbosity_error()
     task, start = TASKS[name], args.out / "chinese" if name == "chnsenticorp" else args.model
     train, dev = (rows_of(args.data_root / file, task) for file in (task.train, task.dev))
     classes = sorted({label for _, label in train})
-    words = transformers.AutoTokenizer.from_pretrained(start)
-    transformers.set_seed(int(seed))
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(start, num_labels=len(classes))
-
-    def encoded(rows: list[tuple[list[str], str]]) -> list[dict[str, Any]]:
-        found = words(
-            *map(list, zip(*(texts for texts, _ in rows), strict=True)), truncation=True, max_length=task.length
-        )
-        return [
-            {key: found[key][number] for key in found} | {"labels": classes.index(label)}
-            for number, (_, label) in enumerate(rows)
-        ]
-
-    def metrics(found: Any) -> dict[str, float]:
-        guesses, labels = found.predictions.argmax(-1), found.label_ids
-        a, b, c, d = (int(((guesses == g) & (labels == t)).sum()) for g, t in ((1, 1), (1, 0), (0, 1), (0, 0)))
-        spread = ((a + b) * (a + c) * (d + b) * (d + c)) ** 0.5
-        return {
-            "accuracy": float((guesses == labels).mean()),
-            "f1": 2 * a / max(1, 2 * a + b + c),
-            "matthews": (a * d - b * c) / spread if spread else 0.0,
-        }
-
-    options = transformers.TrainingArguments(
-        output_dir=str(args.out / f"trainer-{name}-{seed}"),
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
+    made = hf_trainer.make(
+        start,
+        *([(texts, classes.index(label)) for texts, label in rows] for rows in (train, dev)),
+        length=task.length,
+        out=args.out / f"trainer-{name}-{seed}",
+        seed=int(seed),
         learning_rate=task.rate,
         weight_decay=DECAY,
         adam_beta1=BETAS[0],
@@ -193,20 +167,6 @@ def trainer(args: argparse.Namespace, name: str, seed: str) -> dict[str, float]:
         max_grad_norm=1.0,
         warmup_steps=round(WARMUP * task.epochs * -(-len(train) // BATCH)),
         num_train_epochs=task.epochs,
-        seed=int(seed),
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    made = transformers.Trainer(
-        model=model,
-        args=options,
-        train_dataset=encoded(train),
-        eval_dataset=encoded(dev),
-        data_collator=transformers.DataCollatorWithPadding(words),
-        compute_metrics=metrics,
     )
     made.train()
     return {key.removeprefix("eval_"): value for key, value in made.evaluate().items()}

@@ -12,7 +12,6 @@ benchmarks/peers.txt. Prints JSON: every round, and the ratios of the best and o
 import argparse
 import gzip
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -88,49 +87,22 @@ def called(args: argparse.Namespace, words: list[Any]) -> str:
 
 def trainer(args: argparse.Namespace) -> dict[str, float]:
     """The same by transformers' Trainer."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    import torch
+    import hf_trainer
     import transformers
 
-    torch.set_num_threads(2)
-    transformers.logging.set_verbosity_error()
-    words = transformers.AutoTokenizer.from_pretrained(args.model)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=2)
-
-    def read(path: Path) -> list[dict[str, Any]]:
+    def read(path: Path) -> list[tuple[list[str], int]]:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[1:] if line]
-        found = words([text for text, _ in rows], truncation=True, max_length=LENGTH)
-        each = zip(found["input_ids"], found["attention_mask"], rows, strict=True)
-        return [{"input_ids": i, "attention_mask": m, "labels": int(label)} for i, m, (_, label) in each]
+        return [([text], int(label)) for text, label in rows]
 
-    train, dev = read(args.out / "train.tsv"), read(args.data_root / "sst2" / "dev.tsv")
     at: dict[int, float] = {}
 
     class Watch(transformers.TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **others: Any) -> None:
             at[state.global_step] = time.perf_counter()
 
-    options = transformers.TrainingArguments(
-        output_dir=str(args.out / "trainer"),
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
-        learning_rate=RATE,
-        max_steps=args.steps,
-        save_strategy="no",
-        logging_strategy="no",
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-    )
-    made = transformers.Trainer(
-        model=model,
-        args=options,
-        train_dataset=train,
-        eval_dataset=dev,
-        data_collator=transformers.DataCollatorWithPadding(words),
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
-        callbacks=[Watch()],
-    )
+    train, dev = read(args.out / "train.tsv"), read(args.data_root / "sst2" / "dev.tsv")
+    where = {"length": LENGTH, "out": args.out / "trainer"}
+    made = hf_trainer.make(args.model, train, dev, **where, watch=[Watch()], learning_rate=RATE, max_steps=args.steps)
     made.train()
     first = round(SKIPPED * args.steps)
     began = time.perf_counter()
