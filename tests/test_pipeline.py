@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from lsp import LspError, checkpoint, recipe
-from lsp.commands import distill, evaluate, finetune, inspect, predict, pretrain, prune, quantize
+from lsp.commands import distill, evaluate, finetune, inspect, predict, pretrain, prune, quantize, shrink, vocabulary
+from lsp.compress import latency
+from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
 from lsp.console import Progress
 from lsp.model.int8 import Int8
@@ -97,6 +99,74 @@ def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
     stages = [each["stage"] for each in checkpoint.open(tmp_path / "student").manifest["compression"]]
     assert stages == ["quantize", "prune", "distill"]
     assert result(tmp_path / "student")["metrics"]["accuracy"] > 0.8
+
+
+def priced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that does not depend on the machine: seconds are parameters of layers."""
+
+    def seconds(models: dict[str, Any], batch: Any) -> dict[str, float]:
+        def one(config: Any, params: Any) -> float:
+            return float(sum(layer.heads * 1000 + layer.feedforward * 20 for layer in config.layers))
+
+        return {name: one(*model) for name, model in models.items()}
+
+    def saved(config: Any, batch: Any, form: Any, task: Any) -> dict[Any, dict[int, float]]:
+        price = {"attention": 1000.0, "feedforward": 20.0}
+        return {
+            block: {n: price[block[1]] * (size - n) for n in latency.counts(size, block[1])}
+            for block, size in sizes(config).items()
+        }
+
+    monkeypatch.setattr(latency, "seconds", seconds)
+    monkeypatch.setattr(latency, "saved", saved)
+
+
+@pytest.mark.parametrize("epochs", [0.0, 1.0])
+def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: float
+) -> None:
+    priced(monkeypatch)
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    asked = dataclasses.replace(
+        PRUNED,
+        prune=recipe.Pruning(what="structure", speedup=1.4, sample=64),
+        train=dataclasses.replace(PRUNED.train, steps=0, epochs=epochs),
+    )
+    made = shrink.run(road / "classifier", tmp_path / "fast", asked, files, AGAIN)
+    before, after = (checkpoint.open(path).config for path in (road / "classifier", tmp_path / "fast"))
+    parts = [sum(layer.heads * 1000 + layer.feedforward * 20 for layer in config.layers) for config in (before, after)]
+    assert parts[0] / parts[1] >= 1.4
+    assert made["after"]["speedup"] == pytest.approx(parts[0] / parts[1])
+    assert made["after"]["parameters"] < made["before"]["parameters"] and made["bytes"] < made["before"]["bytes"]
+    assert made["metrics"]["accuracy"] > 0.9 and made["untrained"]["accuracy"] > 0.8
+    assert (made["step"] > 0) == (epochs > 0)
+    quantize.run(tmp_path / "fast", tmp_path / "int8", recipe.Quantize(), road / "dev.tsv", AUTO, False, QUIET)
+    assert result(tmp_path / "int8")["metrics"]["accuracy"] > 0.9
+
+
+def test_a_speed_that_nothing_reaches_is_said_so(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    priced(monkeypatch)
+    asked = dataclasses.replace(PRUNED, prune=recipe.Pruning(what="structure", speedup=50.0, sample=32))
+    with pytest.raises(LspError, match=r"times as fast on this machine, not 50") as refused:
+        shrink.run(road / "classifier", tmp_path / "fast", asked, Files(road / "train.tsv", road / "dev.tsv"), AGAIN)
+    assert refused.value.code == 1
+
+
+@pytest.mark.parametrize("pieces", [0, 25])
+def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, pieces: int) -> None:
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    asked = dataclasses.replace(PRUNED, prune=recipe.Pruning(what="vocabulary", pieces=pieces))
+    made = vocabulary.run(road / "classifier", tmp_path / "few", asked, files, AGAIN)
+    before, after = (checkpoint.open(path) for path in (road / "classifier", tmp_path / "few"))
+    assert after.tokenizer.size == after.config.vocab_size == len(after.params["embeddings"]["tokens"]["table"])
+    assert made["metrics"]["accuracy"] > 0.9
+    assert (made["step"] > 0) == (pieces > 0), "what is answered as before is not trained"
+    if pieces:
+        assert after.config.vocab_size < before.config.vocab_size and made["bytes"] < made["before"]["bytes"]
+        assert 0.5 < made["after"]["vocabulary"]["covered"] < 1
+    else:
+        assert made["after"]["metrics"] == made["before"]["metrics"]
+        assert made["after"]["vocabulary"]["covered"] > 0.99
 
 
 def test_every_small_model_can_name_what_it_came_from(road: Path):

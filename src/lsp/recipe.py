@@ -142,10 +142,15 @@ class Replicas:
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
-    sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1")
-    begin: float = key(0.0, "share of the steps after which pruning starts")
-    end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery")
-    every: int = key(20, "steps between two updates of the masks")
+    what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
+    sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1 (`weights`)")
+    begin: float = key(0.0, "share of the steps after which pruning starts (`weights`)")
+    end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
+    every: int = key(20, "steps between two updates of the masks (`weights`)")
+    speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
+    sample: int = key(2048, "training examples by which heads and units are judged and what stays is fitted (`structure`)")
+    pieces: int = key(0, "pieces to keep at most, besides special ones and single characters; 0 means all that the training examples have (`vocabulary`)")
+    hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +201,7 @@ class Quantize:
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """Zeros in the encoder's matrices, with training that recovers what they cost."""
+    """What a classifier can do without, and training that recovers what that costs; with `train.epochs = 0` none."""
 
     prune: Pruning = Pruning()
     head: Head = Head()

@@ -16,11 +16,11 @@ from contextlib import suppress
 
 import typer
 
-from lsp import Exit, Stopped, console, interrupt
+from lsp import Exit, Stopped, cache, console, interrupt
 from lsp.allocator import keep_freed_memory
 from lsp.arguments import spread
 from lsp.cli import corpus, exchange, labels, runs  # noqa: F401  they add their commands, in this order
-from lsp.cli.app import app, cache_folder
+from lsp.cli.app import app
 from lsp.failures import explain, root
 
 __all__ = ["app", "main"]
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder("jax") / processor()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.folder("jax") / processor()))
     keep_freed_memory()
     try:
         with interrupt.listening():

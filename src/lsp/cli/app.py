@@ -1,7 +1,5 @@
 """The application that the commands add themselves to, in the order in which `lsp -h` shows them."""
 
-import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,8 +55,3 @@ def need_text(*arguments: str, weights: bool = True) -> None:
         )
     paths = [path for source in sources for path in source.paths]
     need(*(path for path in paths if not remote.is_remote(path)), code=Exit.DATA)
-
-
-def cache_folder(name: str) -> Path:
-    """The place for what is kept between runs and can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsp" / name

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -187,7 +187,7 @@ def quantize(
     )
 
 
-@compress.command(short_help="Zeros in the encoder's matrices: smaller, not faster.")
+@compress.command(short_help="Less: weights, heads and units, or pieces of the vocabulary.")
 def prune(
     *,
     begin: FromOpt,
@@ -206,10 +206,13 @@ def prune(
 ) -> int:
     """\b
     lsp compress prune --from runs/sst2 --train train.tsv --dev dev.tsv \\
-        --set prune.sparsity=0.5 --out runs/sst2-pruned
+        --set prune.what=structure --set prune.speedup=2 --out runs/sst2-fast
 
-    Set the smallest weights of the encoder to zero, little by little, training
-    on. Zeros are stored packed: smaller, not faster.
+    Remove what the classifier can do without, then train to answer as before.
+    prune.what is weights (the smallest become zeros, little by little, stored
+    packed: smaller, not faster), structure (heads and feed-forward units, until
+    it is prune.speedup times as fast on this machine) or vocabulary (pieces that
+    the examples do not use: smaller).
     """
     plan = recipe.load(recipe.Prune, recipe_file, changes)
     columns = (tuple(text_column), label_column)
@@ -217,9 +220,12 @@ def prune(
     need(begin)
     apart(out, begin)
     options = training(quiet, overwrite, budget, tracker)
-    from lsp.commands import prune as verb
+    from lsp.commands import prune as weights
+    from lsp.commands import shrink as structure
+    from lsp.commands import vocabulary
     from lsp.train.labelled import Files
 
+    verb: Any = {"weights": weights, "structure": structure, "vocabulary": vocabulary}[plan.prune.what]
     return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 

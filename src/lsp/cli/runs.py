@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsp import Exit, LspError, console, recipe
+from lsp import Exit, LspError, cache, console, recipe
 from lsp.arguments import (
     JsonOpt,
     OutOpt,
@@ -19,7 +19,7 @@ from lsp.arguments import (
     need,
     need_package,
 )
-from lsp.cli.app import app, cache_folder, need_text, report
+from lsp.cli.app import app, need_text, report
 
 
 @app.command(short_help="What a run holds and what it was made from.")
@@ -106,7 +106,7 @@ def plot(
         need(out.parent, code=Exit.USAGE)
         need_package("matplotlib", "plots", f"--out {out}")
         # matplotlib keeps a list of the fonts it found.
-        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder("matplotlib")))
+        os.environ.setdefault("MPLCONFIGDIR", str(cache.folder("matplotlib")))
     from lsp.commands import plot as verb
 
     made, lines = verb.run(runs, metric, axis, log, smooth, out)

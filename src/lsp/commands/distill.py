@@ -1,14 +1,14 @@
 """`lsp compress distill`: a smaller student that learns the teacher's answers."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lsp import checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import distill
+from lsp.compress.teacher import answers
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import graphdef, initialise
+from lsp.model.encoder import initialise
 from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
@@ -45,9 +45,9 @@ def run(
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-        loss = distill.match_teacher(graphdef(teacher.config), recipe.distill.temperature, recipe.distill.hard, problem)
-        objective = Objective(loss, teacher.params)
-        plan = replace(labelled.plan(config, params, objective, sets, recipe, clock), teacher=teacher.config)
+        sets.train.wanted = answers(teacher, sets.train, progress)
+        objective = Objective(distill.match_teacher(recipe.distill.temperature, recipe.distill.hard, problem))
+        plan = labelled.plan(config, params, objective, sets, recipe, clock)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         after = Classifier(config).score(fitted.params, sets.dev).summary()

@@ -1,4 +1,4 @@
-"""`lsp compress prune`: zeros in the encoder's matrices, with training that recovers what they cost."""
+"""`lsp compress prune` of weights: zeros in the encoder's matrices, with training that recovers what they cost."""
 
 import dataclasses
 from pathlib import Path
@@ -8,12 +8,12 @@ from lsp import checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import prune
 from lsp.compress.quantize import dequantize, quantize
+from lsp.compress.recover import Recovery
+from lsp.compress.teacher import answers
 from lsp.model.int8 import present
-from lsp.train import labelled, trackers
+from lsp.train import labelled
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
-from lsp.train.loop import fit
-from lsp.train.objectives import LABELS, Objective
 from lsp.train.options import Options
 
 
@@ -37,20 +37,11 @@ def run(
         config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
         how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
-        steps = labelled.counted(recipe.train, len(sets.train)).steps
         classifier = Classifier(config)
         before = base.size() | classifier.score(base.params, sets.dev).summary()
-        plan = labelled.plan(
-            config,
-            dequantize(base.params),
-            Objective(LABELS[config.problem]),
-            sets,
-            recipe,
-            clock,
-        )
-        plan = dataclasses.replace(plan, transform=prune.gradual(recipe.prune, steps))
-        with trackers.opened(options.track, held.path, progress) as followers:
-            fitted = fit(plan, held.path, progress, followers)
+        sets.train.wanted = answers(base, sets.train, progress)
+        recovery = Recovery(sets, recipe, held.path, clock, options)
+        fitted = recovery.fit(config, dequantize(base.params), prune.gradual(recipe.prune, recovery.steps))
         params = quantize(fitted.params) if present(base.params) else fitted.params
         after = classifier.score(params, sets.dev).summary() | {"sparsity": prune.sparsity(params)}
         return checkpoint.finish(

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lsp.compress.quantize import dequantize
 from lsp.model.config import ModelConfig
@@ -21,22 +20,20 @@ from lsp.train.objectives import JUDGES, Batch, Loss, divergence
 Tree = dict[Any, Any]
 
 
-def match_teacher(teacher_graphdef: Any, temperature: float, hard: float, problem: Problem = "single_label") -> Loss:
+def match_teacher(temperature: float, hard: float, problem: Problem = "single_label") -> Loss:
     """The loss `(1 - hard) · T² · KL(teacher ‖ student) + hard · cross-entropy`, both softened by T = `temperature`
     in the first part; T² keeps its gradients at the size they have for T = 1.
 
     Where an example may have several classes, both parts are of each class by itself, the mean over classes; of
     numbers they are squared errors, from the teacher's number and from the label, and nothing is softened.
 
-    `frozen` is the teacher's parameters (float or `Int8`); its forward runs inside the step, without dropout. Rows of
-    weight 0 count nothing. Metrics, of classes: accuracy, and how often the student's guess is the teacher's.
+    What the teacher says of an example comes with it, as `wanted` [B, C]. Rows of weight 0 count nothing. Metrics, of
+    classes: accuracy, and how often the student's guess is the teacher's.
     """
 
     def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        teacher = nnx.merge(teacher_graphdef, frozen)
-        inputs = batch["tokens"], batch["segments"], batch["types"]
-        teacher_BC = jax.lax.stop_gradient(teacher.classify(*inputs))
-        logits_BC = model.classify(*inputs, key=key)
+        teacher_BC = batch["wanted"]
+        logits_BC = model.classify(batch["tokens"], batch["segments"], batch["types"], key=key)
         soft_B = divergence(problem, teacher_BC, logits_BC, temperature)
         weights_B, count = batch["weights"], batch["weights"].sum()
         labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B)

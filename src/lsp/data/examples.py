@@ -46,6 +46,7 @@ class Examples:
         self.sequence_length, self.decode = sequence_length, tokenizer.decode
         self.labels = _labels(table, problem)
         self.weights = np.ones(len(table.texts), np.float32)  # of the examples, in training
+        self.wanted: np.ndarray | None = None  # fp32 [N, C], logits to learn instead of labels: a teacher's
         self.tokens: list[np.ndarray] = []
         seconds: list[int] = []
         too_long: list[bool] = []
@@ -63,7 +64,8 @@ class Examples:
         return len(self.tokens)
 
     def batch(self, chosen: np.ndarray, batch_size: int, longest: int = 0, fine: bool = False) -> Batch:
-        """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B].
+        """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B];
+        where logits are `wanted`, those [B, C].
 
         T is the width (`width_for`) that holds the longest of them, and `longest` tokens. Missing rows weigh 0.
         """
@@ -74,7 +76,8 @@ class Examples:
             tokens[row, : self.lengths[example]] = self.tokens[example]
             types[row, self.seconds[example] : self.lengths[example]] = 1
         missing = batch_size - len(chosen)
-        return {
+        wanted = {} if self.wanted is None else {"wanted": np.pad(self.wanted[chosen], [(0, missing), (0, 0)])}
+        return wanted | {
             "tokens": tokens,
             "segments": (tokens != PAD).astype(np.int32),
             "types": types,

@@ -24,6 +24,7 @@ from lsp.model.sharding import hold
 from lsp.recipe import Remat
 
 Tree = dict[Any, Any]
+Turn = tuple[jax.Array, jax.Array] | None  # cosines and sines of rotary positions
 
 # What of a layer is kept for its gradients, by `train.remat`; the rest is computed again (Chen et al., 2016).
 REMAT: dict[Remat, Any] = {
@@ -66,12 +67,12 @@ class Attention(nnx.Module):
         self.heads, self.head_size, self.window = layer.heads, layer.head_size, layer.window
 
     def __call__(
-        self,
-        x_BTD: jax.Array,
-        segments_BT: jax.Array,
-        turn: tuple[jax.Array, jax.Array] | None,
-        at_BQ: jax.Array | None = None,
+        self, x_BTD: jax.Array, segments_BT: jax.Array, turn: Turn, at_BQ: jax.Array | None = None
     ) -> jax.Array:
+        return self.out(self.gather(x_BTD, segments_BT, turn, at_BQ))
+
+    def gather(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: Turn, at_BQ: jax.Array | None = None) -> jax.Array:
+        """What the heads found, side by side [B, T, H·S]."""
         # Attention's rows are those of the segments: pieces of x's, where long rows are cut.
         qkv = self.qkv(x_BTD).reshape(*segments_BT.shape, self.heads, 3, self.head_size)
         q, k, v = qkv.transpose(3, 0, 2, 1, 4)
@@ -81,7 +82,7 @@ class Attention(nnx.Module):
             q = attention.pick(q, at_BQ)
         y_BHQS = attention.attend(q, k, v, segments_BT, self.window, at_BQ)
         rows = x_BTD.shape[:2] if at_BQ is None else at_BQ.shape
-        return self.out(y_BHQS.transpose(0, 2, 1, 3).reshape(*rows, -1))
+        return y_BHQS.transpose(0, 2, 1, 3).reshape(*rows, -1)
 
 
 class FeedForward(nnx.Module):
@@ -97,10 +98,12 @@ class FeedForward(nnx.Module):
         self.gelu = gelu if config.activation == "gelu" else gelu_tanh
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.down(self.units(x_BTD))
+
+    def units(self, x_BTD: jax.Array) -> jax.Array:
+        """The inner values [B, T, F]."""
         up_BTF = self.up(x_BTD)
-        if self.gate is None:
-            return self.down(self.gelu(up_BTF))
-        return self.down(self.gelu(self.gate(x_BTD)) * up_BTF)
+        return self.gelu(up_BTF) if self.gate is None else self.gelu(self.gate(x_BTD)) * up_BTF
 
 
 class EncoderLayer(nnx.Module):
@@ -117,20 +120,25 @@ class EncoderLayer(nnx.Module):
         self,
         x_BTD: jax.Array,
         segments_BT: jax.Array,
-        turn: tuple[jax.Array, jax.Array] | None,
+        turn: Turn,
         key: jax.Array | None,
         at_BQ: jax.Array | None = None,
     ) -> jax.Array:
         """[B, T, D], or [B, Q, D] of the tokens `at` alone."""
         keys = (None, None) if key is None else jax.random.split(key)
         own = x_BTD if at_BQ is None else attention.pick(x_BTD, at_BQ)
-        if self.post_norm:
-            y = self.attention(x_BTD, segments_BT, turn, at_BQ)
-            own = self.attention.norm(own + drop(y, self.dropout, keys[0]))
-            return self.feedforward.norm(own + drop(self.feedforward(own), self.dropout, keys[1]))
-        y = self.attention(self.attention.norm(x_BTD), segments_BT, turn, at_BQ)
-        own = own + drop(y, self.dropout, keys[0])
-        return own + drop(self.feedforward(self.feedforward.norm(own)), self.dropout, keys[1])
+        y = self.attention(self.before(self.attention, x_BTD), segments_BT, turn, at_BQ)
+        own = self.after(self.attention, own + drop(y, self.dropout, keys[0]))
+        y = self.feedforward(self.before(self.feedforward, own))
+        return self.after(self.feedforward, own + drop(y, self.dropout, keys[1]))
+
+    def before(self, block: Attention | FeedForward, x_BTD: jax.Array) -> jax.Array:
+        """What a block reads of the stream."""
+        return x_BTD if self.post_norm else block.norm(x_BTD)
+
+    def after(self, block: Attention | FeedForward, x_BTD: jax.Array) -> jax.Array:
+        """What the stream becomes when the block's answer is added."""
+        return block.norm(x_BTD) if self.post_norm else x_BTD
 
 
 class Words(nnx.Module):
@@ -195,22 +203,36 @@ class Model(nnx.Module):
         `segments` [B, P, T / P] cut the rows into P pieces that neither see one another nor count on.
         """
         segments_BT = segments_BT.reshape(-1, segments_BT.shape[-1])
-        positions_BT = attention.positions(segments_BT)
-        places_BT = positions_BT.reshape(tokens_BT.shape)
-        x_BTD = self.embeddings(tokens_BT, places_BT, types_BT, shift_BTD).astype(self.embeddings.norm.scale[...].dtype)
         keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
+        positions_BT = attention.positions(segments_BT)
+        x_BTD = self.embed(tokens_BT, positions_BT, types_BT, shift_BTD)
         x_BTD = hold(drop(x_BTD, self.config.dropout, keys[-1]), "BTD")
-        turns = {}
-        if self.config.preset == "modern":
-            kinds = {(layer.head_size, layer.rotary_base) for layer in self.config.layers}
-            turns = {kind: attention.rotary(positions_BT, *kind) for kind in kinds}
         last = len(self.layers) - 1
-        for number, (layer, shape) in enumerate(zip(self.layers, self.config.layers, strict=True)):
+        for number, (layer, turn) in enumerate(zip(self.layers, self.turns(positions_BT), strict=True)):
             run = layer if self.remat == "none" else jax.checkpoint(layer, policy=REMAT[self.remat])
             at = at_BQ if number == last else None
-            turn = turns.get((shape.head_size, shape.rotary_base))
             x_BTD = hold(run(x_BTD, segments_BT, turn, keys[number], at), "BTD")
         return self.norm(x_BTD)
+
+    def embed(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        types_BT: jax.Array | None = None,
+        shift_BTD: jax.Array | None = None,
+    ) -> jax.Array:
+        """What the first layer reads [B, T, D]."""
+        places_BT = positions_BT.reshape(tokens_BT.shape)
+        x_BTD = self.embeddings(tokens_BT, places_BT, types_BT, shift_BTD)
+        return x_BTD.astype(self.embeddings.norm.scale[...].dtype)
+
+    def turns(self, positions_BT: jax.Array) -> list[Turn]:
+        """How each layer turns queries and keys."""
+        if self.config.preset != "modern":
+            return [None] * len(self.layers)
+        kinds = [(layer.head_size, layer.rotary_base) for layer in self.config.layers]
+        found = {kind: attention.rotary(positions_BT, *kind) for kind in kinds}
+        return [found[kind] for kind in kinds]
 
     def guess(self, hidden_BTD: jax.Array, slots_BK: jax.Array) -> jax.Array:
         """Logits over the vocabulary [B, K, V], fp32, at the given positions only."""

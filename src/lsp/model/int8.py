@@ -24,6 +24,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
+from lsp.model.gated import Gated
 from lsp.model.lowrank import LowRank
 
 LARGEST = 127  # -128 is never used, so a weight and its negation both exist
@@ -79,7 +80,7 @@ def quantize_array(w: Any, axis: int) -> Int8:
 
 def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
     """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array, `Int8` or, but
-    for tables, `LowRank`.
+    for tables, `LowRank` and `Gated`.
 
     With `Int8` x is quantised too: for each token (row over the last axis) scale = absmax / 127, rounded half to even;
     int32 sums are exact. A row with NaN or infinity gives NaN or infinity, never a finite number. Not differentiable
@@ -88,6 +89,8 @@ def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
     if isinstance(w, LowRank):
         base, a, b = (jnp.asarray(part).astype(x.dtype) for part in (w.base, w.a, w.b))
         return _product(x, base, False) + w.scale * _product(_product(x, a, False), b, False)
+    if isinstance(w, Gated):
+        return matmul(x * w.gates, w.kernel)
     if not isinstance(w, Int8):
         return _product(x, jnp.asarray(w).astype(x.dtype), transpose)
     if w.axis == transpose:

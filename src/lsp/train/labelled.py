@@ -119,6 +119,8 @@ def plan(
 ) -> Plan:
     """A plan over the sets. Raises LspError (exit 2)."""
     train = counted(recipe.train, len(sets.train))
+    if not train.steps:
+        raise LspError("train.steps and train.epochs are 0: that trains nothing.", hint="Leave out train.epochs.")
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
     classifier = Classifier(config)
@@ -145,6 +147,7 @@ def training(
 
 
 def counted(train: recipes.Train, examples: int) -> recipes.Train:
-    """The recipe with `steps` worked out from `epochs` where it is 0."""
+    """The recipe with `steps` worked out from `epochs` where it is 0; none where both are."""
     per_epoch = math.ceil(examples / train.batch_size)
-    return train if train.steps else dataclasses.replace(train, steps=max(1, round(train.epochs * per_epoch)))
+    least = int(train.epochs > 0)
+    return train if train.steps else dataclasses.replace(train, steps=max(least, round(train.epochs * per_epoch)))

@@ -1,0 +1,35 @@
+"""What is kept between runs in the user's cache folder. An entry is checked before it is believed, and none is needed:
+what is missing, damaged or can't be written is made again."""
+
+import hashlib
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from lsp.manifest import read_bounded, write_atomically
+
+LARGEST = 4 << 30  # bytes that are read as an entry
+
+
+def folder(name: str) -> Path:
+    """Where entries of a kind lie: under $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsp" / name
+
+
+def load(name: str, key: str) -> bytes | None:
+    """The entry, or None where there is none. Raises ValueError for one whose bytes are not those that were saved."""
+    path = folder(name) / key
+    if not path.is_file():
+        return None
+    content = read_bounded(path, LARGEST)
+    check, body = content[:32], content[32:]
+    if hashlib.sha256(body).digest() != check:
+        raise ValueError(f"{path} is damaged")
+    return body
+
+
+def save(name: str, key: str, body: bytes) -> None:
+    """Keeps an entry, where the disk takes it."""
+    with suppress(OSError):
+        folder(name).mkdir(parents=True, exist_ok=True)
+        write_atomically(folder(name) / key, hashlib.sha256(body).digest() + body)

@@ -1,0 +1,110 @@
+"""`lsp compress prune` of structure: heads and feed-forward units removed, what is left fitted, then trained."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsp import LspError, checkpoint, directory
+from lsp import recipe as recipes
+from lsp.compress import latency, structure
+from lsp.compress.quantize import dequantize, quantize
+from lsp.compress.recover import Recovery
+from lsp.compress.refit import refit
+from lsp.compress.shrink import shrink
+from lsp.compress.teacher import answers
+from lsp.data.batches import Batch
+from lsp.data.examples import Examples
+from lsp.model.int8 import present
+from lsp.train import labelled
+from lsp.train.clock import Clock
+from lsp.train.evaluate import Classifier
+from lsp.train.options import Options
+
+RECORD = "structure.json"  # what stays, so that a run that goes on does not choose anew
+ROWS = 32  # examples of a batch that matrices are fitted on
+TOKENS = 1 << 15  # that they are fitted on, about
+
+
+def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options) -> dict[str, Any]:
+    """Writes the smaller model to `out`. One that came in int8 is measured in int8, and leaves so."""
+    clock, progress = Clock(options.budget), options.progress
+    inputs = files.digests()
+    inputs["from"] = directory.identity(directory.read(start))
+    with directory.claim(
+        out, command="compress prune", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
+    ) as held:
+        if held.complete:
+            return held.result()
+        base = checkpoint.open(start).expect("classes")
+        if base.config.preset == "bilstm":
+            raise LspError("An LSTM has no heads and units to remove.", hint="Distil it to a narrower one.")
+        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
+        sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
+        whole = dataclasses.replace(base.config, dropout=recipe.head.dropout), dequantize(base.params)
+        form = quantize if present(base.params) else _unchanged
+        batch = latency.typical(sets.dev)
+        rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: recipe.prune.sample]
+        chosen = _recorded(held.path / RECORD)
+        if chosen is None:
+            wish = structure.Wish(recipe.prune.speedup, batch, form)
+            chosen = structure.choose(whole, sets.train, rows, wish, progress)
+            _record(held.path / RECORD, chosen)
+        config, params = shrink(*whole, chosen.kept)
+        progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config)}")
+        with progress.task("fitting what stays", 2 * len(config.layers)) as task:
+            params = refit(whole, (config, params), _batches(sets.train, rows), task.update)
+        before = base.size() | Classifier(base.config).score(base.params, sets.dev).summary()
+        classifier = Classifier(config)
+        made: dict[str, Any] = {"step": 0, "untrained": classifier.score(form(params), sets.dev).metrics}
+        recovery = Recovery(sets, recipe, held.path, clock, options)
+        if recovery.steps:
+            sets.train.wanted = answers(base, sets.train, progress)
+            fitted = recovery.fit(config, params)
+            params, made = fitted.params, made | fitted.summary()
+        params = form(params)
+        after = classifier.score(params, sets.dev).summary()
+        taken = latency.seconds({"before": (base.config, base.params), "after": (config, params)}, batch)
+        after["speedup"] = taken["before"] / taken["after"]
+        return checkpoint.finish(
+            held,
+            checkpoint.Model(config, params, base.tokenizer, base.labels),
+            stage="prune",
+            step=made["step"],
+            metrics=after["metrics"],
+            compression=[*base.manifest["compression"], {"stage": "prune", "speedup": after["speedup"]}],
+            parents=[inputs["from"]],
+            result=made | {"metrics": after["metrics"], "before": before, "after": after},
+        )
+
+
+def _unchanged(params: Any) -> Any:
+    return params
+
+
+def _batches(examples: Examples, rows: np.ndarray) -> list[Batch]:
+    """The examples in `rows`, those of like length together, until there are enough tokens."""
+    enough = int(np.searchsorted(examples.lengths[rows].cumsum(), TOKENS)) + 1
+    rows = rows[:enough]
+    rows = rows[np.argsort(examples.lengths[rows], kind="stable")]
+    return [examples.batch(rows[at : at + ROWS], ROWS) for at in range(0, len(rows), ROWS)]
+
+
+def _told(config: Any) -> str:
+    """The heads and units of each layer, in short."""
+    return ", ".join(f"{layer.heads}+{layer.feedforward}" for layer in config.layers) + " heads+units"
+
+
+def _record(path: Path, chosen: structure.Chosen) -> None:
+    kept = [{"layer": n, "block": block, "kept": parts.tolist()} for (n, block), parts in chosen.kept.items()]
+    directory.write_atomically(path, json.dumps({"speedup": chosen.speedup, "blocks": kept}) + "\n")
+
+
+def _recorded(path: Path) -> structure.Chosen | None:
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    kept = {(each["layer"], each["block"]): np.array(each["kept"], np.int64) for each in found["blocks"]}
+    return structure.Chosen(kept, found["speedup"])

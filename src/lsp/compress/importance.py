@@ -1,0 +1,90 @@
+"""What heads and feed-forward units are for: the Fisher information of gates behind them (Kwon et al., 2022, "A fast
+post-training pruning framework for transformers"). No training: one pass forward and back over some examples.
+
+Dimensions: B rows, T tokens, H heads, S head size, F feed-forward units, N parts of a block (heads or units).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lsp import interrupt
+from lsp.data.examples import Examples
+from lsp.model.config import ModelConfig
+from lsp.model.encoder import graphdef
+from lsp.model.gated import Gated
+from lsp.train.objectives import LABELS
+
+Tree = Any
+Block = tuple[int, str]  # the number of a layer, and "attention" or "feedforward"
+EXIT = {"attention": "out", "feedforward": "down"}  # the matrix that a block's parts leave through
+ROWS = 32  # examples at a time
+
+
+def sizes(config: ModelConfig) -> dict[Block, int]:
+    """How many heads, or units, each block has."""
+    found: dict[Block, int] = {}
+    for number, layer in enumerate(config.layers):
+        found |= {(number, "attention"): layer.heads, (number, "feedforward"): layer.feedforward}
+    return found
+
+
+def fisher(
+    config: ModelConfig, params: Tree, examples: Examples, chosen: np.ndarray, task: Callable[[int], None]
+) -> dict[Block, np.ndarray]:
+    """Of each block the empirical Fisher information of its gates, float64 [N, N]: the sum over the `chosen` examples
+    of g·gᵀ, where g [N] is what the loss of the label changes by as a gate closes. Removing the parts R costs about
+    ½ Σ over pairs in R, in nats.
+
+    `params` are floats. `task` hears how many examples are done.
+    """
+    structure, parts = graphdef(config), sizes(config)
+    judge = LABELS[config.problem]
+
+    def loss(gates: dict[Block, jax.Array], params: Tree, batch: dict[str, jax.Array]) -> Any:
+        return judge(nnx.merge(structure, _gated(config, params, gates)), None, batch, None)[0].total
+
+    @jax.jit
+    def summed(sums: dict[Block, jax.Array], params: Tree, batch: dict[str, jax.Array]) -> dict[Block, jax.Array]:
+        open_ = {block: jnp.ones((batch["tokens"].shape[0], 1, size)) for block, size in parts.items()}
+        slopes = jax.grad(loss)(open_, params, batch)
+        return {block: sums[block] + jnp.einsum("bin,bim->nm", g, g) for block, g in slopes.items()}
+
+    sums = {block: jnp.zeros((size, size)) for block, size in parts.items()}
+    for start in range(0, len(chosen), ROWS):
+        interrupt.check()
+        sums = summed(sums, params, examples.batch(chosen[start : start + ROWS], ROWS))
+        task(min(start + ROWS, len(chosen)))
+    return {block: np.asarray(total, np.float64) for block, total in jax.device_get(sums).items()}
+
+
+def _gated(config: ModelConfig, params: Tree, gates: dict[Block, jax.Array]) -> Tree:
+    """`params` with gates [B, 1, N] before the matrix that each block's parts leave through."""
+    layers = {number: dict(layer) for number, layer in params["layers"].items()}
+    for (number, block), gate in gates.items():
+        # A head's gate is that of all its values.
+        wide = jnp.repeat(gate, config.layers[number].head_size, -1) if block == "attention" else gate
+        matrix = layers[number][block][EXIT[block]]
+        layers[number][block] = layers[number][block] | {
+            EXIT[block]: matrix | {"kernel": Gated(jnp.asarray(matrix["kernel"]), wide)}
+        }
+    return params | {"layers": layers}
+
+
+def order(fisher_NN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In which order to remove the parts of a block, int [N], and what it costs to remove the first 0, 1, …, N of them,
+    float64 [N + 1]: next goes always the part that adds least, what it shares with those that are gone included."""
+    fisher_NN = 0.5 * fisher_NN
+    adds_N, cost = np.diag(fisher_NN).copy(), 0.0
+    removed, costs = np.empty(len(adds_N), np.int64), np.zeros(len(adds_N) + 1)
+    for place in range(len(adds_N)):
+        part = int(adds_N.argmin())
+        cost += adds_N[part]
+        removed[place], costs[place + 1] = part, cost
+        adds_N += 2 * fisher_NN[part]
+        adds_N[removed[: place + 1]] = np.inf
+    return removed, costs
