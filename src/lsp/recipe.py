@@ -94,7 +94,7 @@ class Privacy:
 @dataclasses.dataclass(frozen=True)
 class Train:
     steps: int = key(0, "optimizer steps; 0 means `epochs` decides")
-    epochs: float = key(1.0, "passes over the training data; used when `steps` is 0")
+    epochs: float = key(1.0, "passes over the training data; used when `steps` is 0; 0 is for `compress prune` alone, which then trains nothing")
     batch_size: int = key(32, "sequences a step, over all devices")
     batch_start: int = key(0, "rows of the first batches, doubled in equal stages up to `batch_size` (pretraining only); 0 means `batch_size` from the start")
     batch_warmup: float = key(0.1, "share of the steps over which the batch grows from `batch_start`")
@@ -148,6 +148,7 @@ class Pruning:
     end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
     every: int = key(20, "steps between two updates of the masks (`weights`)")
     speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
+    depth: int = key(0, "layers to keep, those without which answers would change most; 0 means all (`structure`)")
     sample: int = key(2048, "training examples by which heads and units are judged and what stays is fitted (`structure`)")
     pieces: int = key(0, "pieces to keep at most, besides special ones and single characters; 0 means all that the training examples have (`vocabulary`)")
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
@@ -232,9 +233,9 @@ LIMITS = (
     (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
-    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
-    (("steps", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
-    (("learning_rate", "temperature", "epochs", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
+    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup"), lambda v: v >= 1, "at least 1"),
+    (("steps", "epochs", "pieces", "depth", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
+    (("learning_rate", "temperature", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),

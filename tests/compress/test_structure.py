@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lsp import timing
-from lsp.compress import importance, latency
+from lsp.compress import depth, importance, latency
 from lsp.compress.importance import EXIT, Block
 from lsp.compress.latency import Option, allot
 from lsp.compress.refit import refit
@@ -236,3 +236,27 @@ def test_calls_are_timed_in_turns() -> None:
     )
     assert order == ["a", "b", "a", "b", "a", "b"]
     assert found == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
+def test_the_layer_goes_without_which_answers_change_least(draw: Draw, examples: Examples) -> None:
+    config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),) * 4, max_length=32).classifier(CLASSES, "cls", 0.0)
+    params = draw(config, 0)
+    for name in ("attention", "feedforward"):  # the third layer hardly says anything
+        linear = params["layers"][2][name][EXIT[name]]
+        linear["kernel"] = linear["kernel"] * 1e-3
+    batches = [examples.batch(np.arange(at, at + 20), 20) for at in (0, 20)]
+    heard: list[int] = []
+    assert depth.shallower((config, params), 3, batches, heard.append) == [0, 1, 3]
+    assert heard == [1]
+    small, kept = depth.with_layers((config, params), [0, 1, 3])
+    assert len(small.layers) == 3 and kept["layers"][2] is params["layers"][3]
+
+
+def test_the_first_layer_of_modern_stays(draw: Draw, examples: Examples) -> None:
+    config = ModelConfig("modern", 300, 16, (Layer(2, 8, 24),) * 3, max_length=32).classifier(CLASSES, "mean", 0.0)
+    params = draw(config, 0)
+    for name in ("attention", "feedforward"):
+        linear = params["layers"][0][name][EXIT[name]]
+        linear["kernel"] = linear["kernel"] * 1e-3
+    kept = depth.shallower((config, params), 1, [examples.batch(np.arange(20), 20)], lambda _: None)
+    assert kept == [0]

@@ -10,6 +10,7 @@ import numpy as np
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import latency, structure
+from lsp.compress.depth import with_layers
 from lsp.compress.quantize import dequantize, quantize
 from lsp.compress.recover import Recovery
 from lsp.compress.refit import refit
@@ -49,13 +50,15 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: recipe.prune.sample]
         chosen = _recorded(held.path / RECORD)
         if chosen is None:
-            wish = structure.Wish(recipe.prune.speedup, batch, form)
+            wish = structure.Wish(recipe.prune.speedup, recipe.prune.depth, batch, form)
             chosen = structure.choose(whole, sets.train, rows, wish, progress)
             _record(held.path / RECORD, chosen)
-        config, params = shrink(*whole, chosen.kept)
+        shallow = with_layers(whole, chosen.layers)
+        config, params = shrink(*shallow, chosen.kept)
         progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config)}")
-        with progress.task("fitting what stays", 2 * len(config.layers)) as task:
-            params = refit(whole, (config, params), _batches(sets.train, rows), task.update)
+        if config != shallow[0]:
+            with progress.task("fitting what stays", 2 * len(config.layers)) as task:
+                params = refit(shallow, (config, params), _batches(sets.train, rows), task.update)
         before = base.size() | Classifier(base.config).score(base.params, sets.dev).summary()
         classifier = Classifier(config)
         made: dict[str, Any] = {"step": 0, "untrained": classifier.score(form(params), sets.dev).metrics}
@@ -99,7 +102,8 @@ def _told(config: Any) -> str:
 
 def _record(path: Path, chosen: structure.Chosen) -> None:
     kept = [{"layer": n, "block": block, "kept": parts.tolist()} for (n, block), parts in chosen.kept.items()]
-    directory.write_atomically(path, json.dumps({"speedup": chosen.speedup, "blocks": kept}) + "\n")
+    record = {"speedup": chosen.speedup, "layers": chosen.layers, "blocks": kept}
+    directory.write_atomically(path, json.dumps(record) + "\n")
 
 
 def _recorded(path: Path) -> structure.Chosen | None:
@@ -107,4 +111,4 @@ def _recorded(path: Path) -> structure.Chosen | None:
         return None
     found = json.loads(path.read_text())
     kept = {(each["layer"], each["block"]): np.array(each["kept"], np.int64) for each in found["blocks"]}
-    return structure.Chosen(kept, found["speedup"])
+    return structure.Chosen(found["layers"], kept, found["speedup"])

@@ -126,8 +126,8 @@ def options(
 
 
 def allot(choices: Mapping[Block, Sequence[Option]], saving: float) -> dict[Block, int] | None:
-    """How many parts each block keeps so that together they save `saving` seconds at the least cost; None where not
-    even the smallest do.
+    """How many parts each block keeps so that together they save `saving` seconds, more than none, at the least cost;
+    None where not even the smallest do.
 
     A knapsack with one choice a block, exact on a grid of `GRID` parts of the saving: of each reachable saving the
     cheapest way is kept, block after block.
