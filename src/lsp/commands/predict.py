@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import jax
 import numpy as np
 
 from lsp import Exit, LspError, checkpoint
@@ -76,11 +77,11 @@ def _as_they_come(rows: Iterator[Read]) -> Iterator[list[Read]]:
 
 
 def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
-    classifier, problem = Classifier(base.config), base.config.problem
+    classifier, problem, params = Classifier(base.config), base.config.problem, jax.device_put(base.params)
 
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         examples = Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
-        found = answers.of(problem, base.labels, classifier.logits(base.params, examples), top)
+        found = answers.of(problem, base.labels, classifier.logits(params, examples), top)
         for row, text, cut in zip(found, texts, examples.too_long, strict=True):
             yield row | {"text": text[0] if len(text) == 1 else list(text)} | ({"truncated": True} if cut else {})
 
