@@ -18,7 +18,7 @@ from lsp import Exit, LspError, chart, checkpoint, console, curves, directory
 from lsp.compress.quantize import dequantize
 from lsp.data import tasks
 from lsp.data.examples import Examples
-from lsp.deploy import bench
+from lsp.deploy import bench, exported
 from lsp.model import int8
 from lsp.train import labelled
 
@@ -103,12 +103,16 @@ def _machine() -> dict[str, Any]:
 
 
 def _models(runs: Sequence[Path], progress: Any) -> list[bench.Timed]:
-    """The runs by the names of their folders, and the float32 self of the first."""
+    """Runs and exports by the names of their folders, and the float32 self of the first."""
     models: list[bench.Timed] = []
     own = None
     for path, name in zip(runs, curves.names(runs), strict=True):
         progress.say(f"opening {path}")
-        base, name = checkpoint.open(path), console.safe(name)
+        name = console.safe(name)
+        if exported.holds(path):
+            models.append(bench.of_export(exported.open(path), name))
+            continue
+        base = checkpoint.open(path)
         models.append(bench.of_run(base, name))
         if path == runs[0] and int8.present(base.params):
             own = bench.of_params(base, dequantize(base.params), f"{name} in float32")
@@ -164,7 +168,8 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
 def _lines(result: dict[str, Any], drawing: chart.Chart) -> list[str]:
     """For stderr: the chart, and every table."""
     columns = max(40, min(shutil.get_terminal_size().columns, 100))
-    lines = chart.draw(drawing, columns, ROWS, console.colour(sys.stderr)) if len(result["latency"]) > 1 else []
+    drawn = len({row["tokens"] for row in result["latency"]}) > 1  # a single point is no curve
+    lines = chart.draw(drawing, columns, ROWS, console.colour(sys.stderr)) if drawn else []
     for name in ("models", "parts", *TABLES):
         lines += [
             "",

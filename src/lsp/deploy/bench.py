@@ -23,12 +23,12 @@ from lsp.checkpoint import Checkpoint
 from lsp.data.examples import Examples, alone
 from lsp.data.tokenizer import CLS, MASK, SEP, Tokenizer
 from lsp.deploy import parts
+from lsp.deploy.exported import Exported
+from lsp.deploy.parity import Answer
 from lsp.model.encoder import graphdef
 from lsp.train.evaluate import Classifier
 
 Clock = Callable[[], float]
-# tokens int32 [B, T] with 0 on padding, types int32 [B, T] → logits [B, C] or hidden states, there when it returns
-Answer = Callable[[np.ndarray, np.ndarray], Any]
 
 LEAST = 3  # rounds, whatever the limits are
 IN_A_ROW = 10  # calls of a turn where one call is short
@@ -88,6 +88,11 @@ class Timings(NamedTuple):
 def of_run(base: Checkpoint, name: str) -> Timed:
     """A run, with its size."""
     return dataclasses.replace(of_params(base, base.params, name), size=parts.of_run(base))
+
+
+def of_export(model: Exported, name: str) -> Timed:
+    """What was exported, with its size."""
+    return Timed(name, model.answer, model.logits, model.tokenizer, model.max_length, parts.of_export(model.path))
 
 
 def of_params(base: Checkpoint, params: Any, name: str) -> Timed:

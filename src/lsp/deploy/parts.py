@@ -1,5 +1,6 @@
 """What of a model's size is its vocabulary, its encoder, its head, its tokenizer: parameters, and bytes on disk."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +31,11 @@ def of_run(base: Checkpoint) -> list[Part]:
     return [*parts, Part("tokenizer", 0, bytes_under(base.path / "tokenizer"))]
 
 
-def of_export(folder: Path, file: str, parameters: int) -> list[Part]:
-    """The file that holds the model, and the tokenizer."""
-    weights = (folder / file).stat().st_size
-    return [Part("model", parameters, weights), Part("tokenizer", 0, bytes_under(folder / "tokenizer"))]
+def of_export(folder: Path) -> list[Part]:
+    """The model's file, what else is written beside it, and the tokenizer; they add up to the export's `bytes`."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    tokenizer = bytes_under(folder / "tokenizer")
+    return [Part("model", result["parameters"], result["bytes"] - tokenizer), Part("tokenizer", 0, tokenizer)]
 
 
 def shared_out(total: int, shares: list[int]) -> list[int]:
