@@ -115,7 +115,7 @@ def plot(
 @app.command(short_help="Latency and throughput on this machine, and what takes the bytes.")
 def bench(
     *,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run to measure.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or an export of one.", show_default=False)],
     others: Annotated[
         list[Path],
         typer.Option(

@@ -51,22 +51,16 @@ def run(
     What all are compared with is the first of the others, or where there is none the float32 self.
     """
     machine = _machine()
-    if machine["load_average"] > BUSY * machine["threads"]:
+    load, threads = machine["load_averages"][0], machine["threads"]
+    if load > BUSY * threads:
         progress.warn(
-            f"other programs are busy (load average {machine['load_average']:.1f}, {machine['threads']} processors): "
-            "believe what is compared here, and no time by itself"
+            f"this machine is busy, or just was (load average {load:.1f}, {threads} processors): believe what is "
+            "compared here, and no time by itself"
         )
-    models = _models(runs, progress)
+    models = _models(list({path.resolve(): path for path in runs}.values()), progress)
     examples, texts_from = _examples(models, texts)
     cases = bench.cases(models, shapes, examples)
-    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
-    compiling = [0.0] * len(models)
-    with progress.task("measuring", sum(map(len, cases.values()))) as task:
-        for done, (name, case) in enumerate(((name, case) for name, some in cases.items() for case in some), 1):
-            timings = bench.measure(case, limits)
-            tables[name] += bench.described(models, case, timings)
-            compiling = [sum(pair) for pair in zip(compiling, timings.compile_seconds, strict=True)]
-            task.update(done)
+    tables, compiling = _measured(models, cases, limits, progress)
     result = {
         "command": "bench",
         "run": str(runs[0]),
@@ -87,6 +81,21 @@ def run(
     return Report(result, _summary(result), _lines(result, drawing))
 
 
+def _measured(
+    models: Sequence[bench.Timed], cases: dict[str, list[bench.Case]], limits: bench.Limits, progress: Any
+) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
+    """A table for each kind of case, and what compiling took, model by model."""
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}
+    compiling = [0.0] * len(models)
+    with progress.task("measuring", sum(map(len, cases.values()))) as task:
+        for done, (name, case) in enumerate(((name, case) for name, some in cases.items() for case in some), 1):
+            timings = bench.measure(case, limits)
+            tables[name] += bench.described(models, case, timings)
+            compiling = [sum(pair) for pair in zip(compiling, timings.compile_seconds, strict=True)]
+            task.update(done)
+    return tables, compiling
+
+
 def _machine() -> dict[str, Any]:
     """Where this is measured. XLA's CPU takes a thread for each processor that this process may use."""
     processor = platform.machine()
@@ -98,7 +107,7 @@ def _machine() -> dict[str, Any]:
         "device": f"{device.platform} ({device.device_kind})",
         "processor": processor,
         "threads": threads,
-        "load_average": os.getloadavg()[0],
+        "load_averages": os.getloadavg(),  # of 1, 5 and 15 minutes, before anything is measured
     }
 
 

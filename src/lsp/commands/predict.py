@@ -111,7 +111,7 @@ def _labels(model: _Classes, top: int) -> Any:
 
 
 def _words(base: checkpoint.Checkpoint, top: int) -> Any:
-    guesser = MaskedWords(base.config, min(top, base.config.vocab_size))
+    guesser, params = MaskedWords(base.config, min(top, base.config.vocab_size)), jax.device_put(base.params)
 
     def encode(text: str) -> np.ndarray:
         parts = [part.rstrip() for part in text.split("[MASK]")]
@@ -127,7 +127,7 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         for text in (" ".join(columns) for columns in texts):
             tokens = encode(text)
-            ids, probabilities = guesser(base.params, tokens, np.flatnonzero(tokens == MASK))
+            ids, probabilities = guesser(params, tokens, np.flatnonzero(tokens == MASK))
             yield {
                 "guesses": [
                     {
