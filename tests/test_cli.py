@@ -42,6 +42,10 @@ OPTIONS = {
         *["--devices", "--accelerator", "--topology", "--mfu", "--price", "--tokens", "--set", *JSON],
     ],
     "plot": ["--metric", "--x", "--log", "--smooth", "--out", "--json"],
+    "bench": [
+        *["--against", "--data", "--text-column", "--length", "--batch", "--rounds", "--seconds", "--threads"],
+        *["--plot", *JSON],
+    ],
     "verify": ["--json"],
     "verify resume": ["--data", "--out", "--tokenizer", *RECIPE, "--steps", "--kills", "--overwrite", *JSON],
     "replay": JSON,

@@ -68,6 +68,11 @@ def count(params: Tree) -> int:
     return sum(int(np.prod((leaf.q if isinstance(leaf, Int8) else leaf).shape)) for leaf in leaves)
 
 
+def stored_bytes(params: Tree) -> int:
+    """Bytes of the arrays that `save_params` writes, before the store compresses them."""
+    return nbytes(_stored(params))
+
+
 def _stored(node: Tree) -> Any:
     """A parameter tree as nested dicts of NumPy arrays with text keys."""
     if isinstance(node, dict):

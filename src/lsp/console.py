@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from lsp import LspError
 
@@ -213,11 +213,12 @@ def fail(error: LspError, as_json: bool, command: str, status: str = "failed") -
         to_stderr(safe(f"fix: {error.hint}"))
 
 
-def colour() -> bool:
-    """Whether stdout is a terminal that shows colours, or the environment says so (NO_COLOR, FORCE_COLOR)."""
+def colour(stream: TextIO | None = None) -> bool:
+    """Whether a stream, stdout if none is given, is a terminal that shows colours, or the environment says so
+    (NO_COLOR, FORCE_COLOR)."""
     if os.environ.get("NO_COLOR"):
         return False
-    return bool(os.environ.get("FORCE_COLOR")) or (sys.stdout.isatty() and os.environ.get("TERM") != "dumb")
+    return bool(os.environ.get("FORCE_COLOR")) or ((stream or sys.stdout).isatty() and os.environ.get("TERM") != "dumb")
 
 
 def to_stdout(text: str) -> None:

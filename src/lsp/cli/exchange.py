@@ -40,7 +40,8 @@ def export(
     *,
     begin: FromOpt,
     kind: Annotated[
-        Literal["huggingface"], typer.Option("--format", help="Which software it is for.", show_default=False)
+        Literal["huggingface", "stablehlo"],
+        typer.Option("--format", help="Which software it is for.", show_default=False),
     ],
     out: OutOpt,
     overwrite: OverwriteOpt = False,
@@ -50,8 +51,11 @@ def export(
     """\b
     lsp export --from runs/sst2 --format huggingface --out exports/sst2
 
-    Write a folder that AutoModel.from_pretrained of transformers loads, labels and
-    tokenizer included, and read it back to compare: parameters bit for bit.
+    Write a folder with model, labels and tokenizer, and read it back to compare.
+    huggingface: AutoModel.from_pretrained of transformers loads it, in float32;
+    parameters are compared bit for bit.
+    stablehlo: a program that jax alone runs, int8 as the run is; logits are
+    compared over lengths, batches and padding. lsp predict and lsp bench take it.
     """
     need(begin)
     apart(out, begin)

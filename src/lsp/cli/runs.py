@@ -15,6 +15,7 @@ from lsp.arguments import (
     RecipeOpt,
     RunArg,
     SetOpt,
+    TextColumnOpt,
     TokenizerOpt,
     need,
     need_package,
@@ -101,12 +102,7 @@ def plot(
     """
     need(*runs)
     if out is not None:
-        if out.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise LspError(f"--out {out} is no kind of picture.", hint="End its name in .png, .svg or .pdf.")
-        need(out.parent, code=Exit.USAGE)
-        need_package("matplotlib", "plots", f"--out {out}")
-        # matplotlib keeps a list of the fonts it found.
-        os.environ.setdefault("MPLCONFIGDIR", str(cache.folder("matplotlib")))
+        need_picture("--out", out)
     from lsp.commands import plot as verb
 
     made, lines = verb.run(runs, metric, axis, log, smooth, out)
@@ -114,6 +110,93 @@ def plot(
         return report(made, as_json)
     console.to_stdout("\n".join(lines))
     return Exit.DONE
+
+
+@app.command(short_help="Latency and throughput on this machine, and what takes the bytes.")
+def bench(
+    *,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run, or an export of one.", show_default=False)],
+    others: Annotated[
+        list[Path],
+        typer.Option(
+            "--against",
+            metavar="RUN",
+            help="A run to measure in turns with it; repeatable.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Texts to answer; else random ones of usual lengths.")
+    ] = None,
+    text_column: TextColumnOpt,
+    lengths: Annotated[
+        list[int], typer.Option("--length", metavar="N", min=3, help="Tokens of the one text; repeatable.")
+    ] = [16, 64, 128],  # noqa: B006  Typer copies it
+    batches: Annotated[
+        list[int], typer.Option("--batch", metavar="N", min=2, help="Texts answered at once; repeatable.")
+    ] = [32],  # noqa: B006
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=3, help="Turns of each model, at most.")] = 50,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", min=0, help="For each table row's turns; 3 are made at least.")
+    ] = 10.0,
+    threads: Annotated[
+        int | None, typer.Option("--threads", metavar="N", min=1, help="Processors to use; all if left out.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="The chart as a picture: .png, .svg or .pdf.")
+    ] = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp bench runs/sst2-int8 --against runs/sst2 --data dev.tsv
+
+    Milliseconds for one text, texts a second in batches and at the lengths of
+    --data, bytes part by part. Models take turns, an int8 run with its float32
+    self too, so that each "times as fast" is of one measurement; the first
+    --against, else that self, counts as 1. Compiling is told apart.
+    """
+    need(run, *others)
+    need(data, code=Exit.DATA)
+    if plot is not None:
+        need_picture("--plot", plot)
+    if threads is not None:
+        use_processors(threads)
+    from lsp.commands import bench as verb
+    from lsp.deploy.bench import Limits, Shapes
+
+    texts = verb.Texts(data, (tuple(text_column), ""))
+    shapes, limits = Shapes(lengths, batches), Limits(rounds, seconds)
+    made = verb.run([run, *others], texts, shapes, limits, plot, console.Progress(quiet))
+    if not quiet:
+        console.to_stderr("\n".join(made.lines))
+    return report(made.result if as_json else made.summary, as_json)
+
+
+def use_processors(count: int) -> None:
+    """Keeps this process, and so XLA's threads that have yet to start, on so many of its processors. Raises LspError
+    (exit 5) where there are fewer, or the system has no such call."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise LspError("--threads needs Linux.", hint="Leave it out.", code=Exit.MACHINE)
+    processors = sorted(os.sched_getaffinity(0))
+    if count > len(processors):
+        raise LspError(
+            f"--threads {count}: this process may use {len(processors)} processors.",
+            hint=f"Give at most --threads {len(processors)}.",
+            code=Exit.MACHINE,
+        )
+    os.sched_setaffinity(0, processors[:count])
+
+
+def need_picture(option: str, path: Path) -> None:
+    """Raises LspError when a path is no picture's, or nothing is there to draw it with."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise LspError(f"{option} {path} is no kind of picture.", hint="End its name in .png, .svg or .pdf.")
+    need(path.parent, code=Exit.USAGE)
+    need_package("matplotlib", "plots", f"{option} {path}")
+    # matplotlib keeps a list of the fonts it found.
+    os.environ.setdefault("MPLCONFIGDIR", str(cache.folder("matplotlib")))
 
 
 @app.command(short_help="Is every byte of a run as it was written?")

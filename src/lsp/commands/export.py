@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from lsp import checkpoint, directory
-from lsp.deploy import huggingface
+from lsp.deploy import huggingface, parity, stablehlo
 from lsp.deploy.card import card
 
 README = "README.md"
+Made = tuple[list[str], dict[str, Any]]  # the names of the files, and what a comparison with the run found
 
 
 def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> dict[str, Any]:
@@ -18,13 +19,41 @@ def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> di
         if held.complete:
             return held.result()
         base = checkpoint.open(start)
-        if base.manifest["compression"]:
-            progress.warn("what was compressed is written as float32: that format holds nothing smaller")
-        model = checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)
-        files = [*huggingface.write(model, out), README]
-        directory.write_atomically(out / README, card(base.manifest, start.name))
+        files, compared = (_to_stablehlo if kind == "stablehlo" else _to_huggingface)(base, out, progress)
         size = {"parameters": base.size()["parameters"], "bytes": sum((out / name).stat().st_size for name in files)}
         result = {"command": "export", "out": str(out), "status": "complete", "format": kind, "files": files, **size}
+        result |= {"compared": compared} if compared else {}
         directory.write_atomically(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        directory.seal(out, {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]})
+        manifest = {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]}
+        if compared:  # what `lsp predict` and `lsp bench` open
+            manifest |= {
+                "runtime": kind,
+                "labels": list(base.labels),
+                "problem": base.config.problem,
+                "max_length": base.config.max_length,
+                "tokenizer": base.tokenizer.hash,
+                "compared": compared,
+            }
+        directory.seal(out, manifest)
         return result
+
+
+def _to_huggingface(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
+    if base.manifest["compression"]:
+        progress.warn("what was compressed is written as float32: that format holds nothing smaller")
+    files = [*huggingface.write(_model(base), out), README]
+    directory.write_atomically(out / README, card(base.manifest, base.path.name))
+    return files, {}
+
+
+def _to_stablehlo(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
+    model = _model(base)
+    files = stablehlo.write(model, out)
+    progress.say("comparing it with the run")
+    compared = parity.compare(stablehlo.answerer(out), model, stablehlo.TOLERANCE)
+    parity.refuse(out, compared)
+    return files, compared
+
+
+def _model(base: checkpoint.Checkpoint) -> checkpoint.Model:
+    return checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)

@@ -4,16 +4,20 @@ import itertools
 import json
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import jax
 import numpy as np
 
 from lsp import Exit, LspError, checkpoint
 from lsp.data import tasks
 from lsp.data.examples import Examples
-from lsp.data.tokenizer import CLS, MASK, SEP
+from lsp.data.tokenizer import CLS, MASK, SEP, Tokenizer
+from lsp.deploy import exported
+from lsp.recipe import Problem
 from lsp.train import answers, labelled
 from lsp.train.evaluate import Classifier, MaskedWords
 
@@ -34,8 +38,7 @@ class Output(NamedTuple):
 def run(start: Path, source: str, columns: labelled.Columns, output: Output, progress: Any) -> None:
     """Writes one line for each row of `source`, in order, holding few rows at a time; what is on stdin is answered as
     it comes."""
-    base = checkpoint.open(start).expect("classes", "words")
-    answer = _labels(base, output.top) if base.config.head == "classes" else _words(base, output.top or GUESSES)
+    answer = _answer(start, output.top)
     rows, done = tasks.stream(source, columns[0]), 0
     with progress.task("predicting", None) as task:
         chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
@@ -75,12 +78,32 @@ def _as_they_come(rows: Iterator[Read]) -> Iterator[list[Read]]:
             return
 
 
-def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
-    classifier, problem = Classifier(base.config), base.config.problem
+def _answer(start: Path, top: int) -> Any:
+    """What makes rows of texts, by a run or by what was exported of one."""
+    if exported.holds(start):
+        model = exported.open(start)
+        return _labels(_Classes(model.tokenizer, model.labels, model.problem, model.max_length, model.logits), top)
+    base = checkpoint.open(start).expect("classes", "words")
+    if base.config.head == "words":
+        return _words(base, top or GUESSES)
+    logits = partial(Classifier(base.config).logits, jax.device_put(base.params))
+    return _labels(_Classes(base.tokenizer, base.labels, base.config.problem, base.config.max_length, logits), top)
 
+
+class _Classes(NamedTuple):
+    """A classifier, whatever runs it."""
+
+    tokenizer: Tokenizer
+    names: tuple[str, ...]
+    problem: Problem
+    max_length: int
+    logits: Callable[[Examples], np.ndarray]
+
+
+def _labels(model: _Classes, top: int) -> Any:
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
-        examples = Examples(tasks.Table(texts, [], base.labels), base.tokenizer, base.config.max_length)
-        found = answers.of(problem, base.labels, classifier.logits(base.params, examples), top)
+        examples = Examples(tasks.Table(texts, [], model.names), model.tokenizer, model.max_length)
+        found = answers.of(model.problem, model.names, model.logits(examples), top)
         for row, text, cut in zip(found, texts, examples.too_long, strict=True):
             yield row | {"text": text[0] if len(text) == 1 else list(text)} | ({"truncated": True} if cut else {})
 
@@ -88,7 +111,7 @@ def _labels(base: checkpoint.Checkpoint, top: int) -> Any:
 
 
 def _words(base: checkpoint.Checkpoint, top: int) -> Any:
-    guesser = MaskedWords(base.config, min(top, base.config.vocab_size))
+    guesser, params = MaskedWords(base.config, min(top, base.config.vocab_size)), jax.device_put(base.params)
 
     def encode(text: str) -> np.ndarray:
         parts = [part.rstrip() for part in text.split("[MASK]")]
@@ -104,7 +127,7 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         for text in (" ".join(columns) for columns in texts):
             tokens = encode(text)
-            ids, probabilities = guesser(base.params, tokens, np.flatnonzero(tokens == MASK))
+            ids, probabilities = guesser(params, tokens, np.flatnonzero(tokens == MASK))
             yield {
                 "guesses": [
                     {

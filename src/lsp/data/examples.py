@@ -17,7 +17,7 @@ import numpy as np
 from lsp.data import pairs
 from lsp.data.batches import Batch
 from lsp.data.tasks import Table
-from lsp.data.tokenizer import CLS, PAD, SEP, Tokenizer
+from lsp.data.tokenizer import CLS, MASK, PAD, SEP, Tokenizer
 from lsp.recipe import Problem
 
 if TYPE_CHECKING:
@@ -59,6 +59,17 @@ class Examples:
         self.too_long, self.cut = np.array(too_long, bool), sum(too_long)
         self.seconds = np.array(seconds, np.int32)  # where the second text of a pair begins
         self.lengths = np.fromiter(map(len, self.tokens), np.int64, len(self.tokens))
+
+    @classmethod
+    def random(cls, tokenizer: Tokenizer, lengths: Sequence[int], sequence_length: int) -> "Examples":
+        """Examples of so many tokens each, always the same random pieces: to time a model, any are as good as text."""
+        made = cls(Table([("",)] * len(lengths), [], ()), tokenizer, sequence_length)
+        draw = np.random.default_rng(0)
+        middles = [draw.integers(MASK + 1, tokenizer.size, max(0, n - 2)) for n in lengths]
+        made.tokens = [np.array([CLS, *middle, SEP], np.int32)[:sequence_length] for middle in middles]
+        made.lengths = np.fromiter(map(len, made.tokens), np.int64, len(made.tokens))
+        made.seconds = made.lengths.astype(np.int32)
+        return made
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -183,6 +194,17 @@ def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
         for start in range(0, len(some), full):
             part = some[start : start + full]
             yield _shared_batch(examples, part, min(full, 1 << (len(part) - 1).bit_length()), width)
+
+
+def alone(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Every example once, for models that read one a row: (which examples are the first rows, `Examples.batch` of
+    them). Those of one width go together, in batches of few shapes."""
+    widths = np.array([min(width_for(length), examples.sequence_length) for length in examples.lengths.tolist()])
+    for width in np.unique(widths).tolist():
+        some, full = np.flatnonzero(widths == width), max(1, TOKENS_AT_ONCE // width)
+        for start in range(0, len(some), full):
+            chosen = some[start : start + full]
+            yield chosen, examples.batch(chosen, min(full, 1 << (len(chosen) - 1).bit_length()))
 
 
 def places(width: int) -> int:

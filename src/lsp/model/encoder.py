@@ -262,7 +262,7 @@ class Model(nnx.Module):
         of_BTE = segments_BT[..., None] == jnp.arange(1, max(1, shared) + 1)
         if self.config.pooling == "cls":
             # The first token of each, and where there is no such example any: nobody asks for its logits.
-            first_BE = of_BTE.argmax(1) if shared else jnp.zeros((len(tokens_BT), 1), jnp.int32)
+            first_BE = of_BTE.argmax(1) if shared else jnp.zeros((tokens_BT.shape[0], 1), jnp.int32)
             pooled_BED = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD, first_BE)
         else:
             hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD)

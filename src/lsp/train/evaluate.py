@@ -65,6 +65,7 @@ class Classifier:
 
     def logits(self, params: Any, examples: Examples) -> np.ndarray:
         """fp32 [N, C], in the examples' order."""
+        params = jax.device_put(params)  # once: what a checkpoint holds is NumPy, and would be copied for every batch
         logits = np.zeros((len(examples), self.classes), np.float32)
         for chosen_BE, batch in shared(examples):
             answers_BEC = self.forward(params, batch)

@@ -1,0 +1,71 @@
+"""An exported classifier, opened for use: one door for every runtime whose folders `lsp export` writes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lsp import Exit, LspError, directory
+from lsp.data.examples import Examples, alone
+from lsp.data.tokenizer import Tokenizer
+from lsp.deploy.parity import Answer
+from lsp.recipe import Problem
+
+
+@dataclass(frozen=True)
+class Exported:
+    """`answer` takes tokens and types int32 [B, T], 0 on padding, and gives logits fp32 [B, C]."""
+
+    path: Path
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    problem: Problem
+    max_length: int
+    answer: Answer
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        """fp32 [N, C], in the examples' order; each has a row of its own, in batches of few shapes."""
+        order, found = [], []
+        for chosen, batch in alone(examples):
+            order.append(chosen)
+            found.append(self.answer(batch["tokens"], batch["types"])[: len(chosen)])
+        return np.concatenate(found)[np.argsort(np.concatenate(order))]
+
+
+def holds(path: Path) -> bool:
+    """Whether a directory is an export that can be opened here, and no run. Raises LspError (exit 4) for neither."""
+    return "runtime" in directory.read(path, verify=False)
+
+
+def open(path: Path) -> Exported:
+    """The classifier in an export's folder, every byte confirmed. Raises LspError: 4 for a damaged one, 5 where a
+    package that runs it is missing."""
+    manifest = directory.read(path)
+    tokenizer = Tokenizer.load(path / "tokenizer")
+    if tokenizer.hash != manifest["tokenizer"]:
+        raise LspError(
+            f"The tokenizer in {path} is not its model's.",
+            hint="Export the run again with --overwrite.",
+            code=Exit.ARTIFACT,
+        )
+    return Exported(
+        path=path,
+        manifest=manifest,
+        tokenizer=tokenizer,
+        labels=tuple(manifest["labels"]),
+        problem=manifest["problem"],
+        max_length=manifest["max_length"],
+        answer=_answerer(path, manifest["runtime"]),
+    )
+
+
+def _answerer(path: Path, runtime: str) -> Answer:
+    if runtime == "stablehlo":
+        from lsp.deploy import stablehlo
+
+        return stablehlo.answerer(path)
+    raise LspError(
+        f"{path} is for {runtime}, which this version of lsp does not open.", hint="Upgrade lsp.", code=Exit.ARTIFACT
+    )
