@@ -22,8 +22,8 @@ FORMAT = 1
 MANIFEST_LIMIT = 64 * 2**20  # bytes; a manifest of a million files is larger, and is not ours
 DEPTH_LIMIT = 32  # folders below the run; Orbax makes four
 UNLISTED = ("manifest.json", ".lock")
-# Steps to continue from, and what the trackers keep for themselves: no part of the finished run.
-UNSEALED = ("train", "tensorboard", "wandb")
+# Steps to continue from, what the trackers keep for themselves, and what a search tried: no part of the finished run.
+UNSEALED = ("train", "tensorboard", "wandb", "candidates")
 # Folders in which a file that the manifest does not list is a fault, because somebody would read it.
 CLOSED = ("params", "tokenizer", "rows", "state")
 # Failures of the machine rather than of lsp or of the bytes.

@@ -150,8 +150,18 @@ class Pruning:
     speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
     depth: int = key(0, "layers to keep, those without which answers would change most; 0 means all (`structure`)")
     sample: int = key(2048, "training examples by which heads and units are judged and what stays is fitted (`structure`)")
+    shape: str = key("", "what each layer keeps, `12+672 11+384 …` heads and feed-forward units, instead of what `speedup` makes of it (`structure`)")
     pieces: int = key(0, "pieces to keep at most, besides special ones and single characters; 0 means all that the training examples have (`vocabulary`)")
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
+    depth: int = key(0, "layers to keep; 0 means that depth and speed are searched for")
+    speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
+    shape: str = key("", "with `depth`, what each layer keeps, `12+672 11+384 …` heads and feed-forward units; nothing is measured then")
+    int8: bool = key(True, "int8 weights and activations at the end")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +233,22 @@ class Distill:
     mesh: Mesh = Mesh()
 
 
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """Chains of compress stages, of which one is taken; or the one chain of `chain.depth` layers. `train` is how a
+    pruned model recovers."""
+
+    chain: Chain = Chain()
+    head: Head = Head()
+    data: Labelled = Labelled()
+    train: Train = Train(epochs=2.0, learning_rate=1e-4, beta2=0.999)
+    mesh: Mesh = Mesh()
+
+
 ENDLESS = Pretrain(train=Train())  # no number of steps: a budget of time ends it
 
-STAGES = (Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
-Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
+STAGES = (Prepare, Pretrain, Finetune, Quantize, Prune, Distill, Search)
+Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill, Search)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (

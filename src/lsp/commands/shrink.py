@@ -50,7 +50,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: recipe.prune.sample]
         chosen = _recorded(held.path / RECORD)
         if chosen is None:
-            wish = structure.Wish(recipe.prune.speedup, recipe.prune.depth, batch, form)
+            wish = structure.Wish(recipe.prune.speedup, recipe.prune.depth, recipe.prune.shape, batch, form)
             chosen = structure.choose(whole, sets.train, rows, wish, progress)
             _record(held.path / RECORD, chosen)
         shallow = with_layers(whole, chosen.layers)

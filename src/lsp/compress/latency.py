@@ -23,7 +23,7 @@ from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef, initialise
 
 Tree = Any
-ROUNDS = 15  # in turns; the fastest counts
+ROUNDS = 15  # in turns
 UNITS = 16  # a processor's vectors are so wide: units are kept in whole ones
 STEPS = 16  # numbers of units that are tried of a layer
 GRID = 4000  # parts that a budget of time is counted in
@@ -69,13 +69,20 @@ def saved(
         interrupt.check()
         calls[shape] = _call(replace(config, layers=(shape,), vocab_size=8), form, x_BTD, segments_BT)
         task(done)
-    best = {shape: min(seconds) for shape, seconds in timing.interleaved(calls, ROUNDS).items()}
+    turns = timing.interleaved(calls, ROUNDS)
     found: dict[Block, dict[int, float]] = {}
     for number, layer in enumerate(config.layers):
-        whole = best[layer]
+        whole = float(np.median(turns[layer]))
         for (block, parts), key in zip(_blocks(layer), ("heads", "feedforward"), strict=True):
-            found[number, block] = {n: whole - best[replace(layer, **{key: n})] for n in counts(parts, block)}
+            shares = {n: ratio(turns[replace(layer, **{key: n})], turns[layer]) for n in counts(parts, block)}
+            found[number, block] = {n: whole * (1 - share) for n, share in shares.items()}
     return found
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """How many times as long one took as the other: the median over rounds in which both had a turn, so that what else
+    the machine does hardly shows."""
+    return float(np.median(np.array(one) / np.array(other)))
 
 
 def _blocks(layer: Layer) -> list[tuple[str, int]]:
@@ -97,13 +104,17 @@ def _call(
 
 
 def seconds(models: Mapping[str, tuple[ModelConfig, Tree]], batch: Batch) -> dict[str, float]:
-    """How long each model takes over a batch that examples share, the fastest of several in turns."""
+    """How long each model takes over a batch that examples share: of the first the median of several turns, of each
+    other so much more or less as it took in the same rounds."""
     arrays = {name: jnp.asarray(batch[name]) for name in ("tokens", "segments", "types")}
     calls = {name: _classify(config, params, arrays) for name, (config, params) in models.items()}
-    return {name: min(taken) for name, taken in timing.interleaved(calls, ROUNDS).items()}
+    turns = timing.interleaved(calls, ROUNDS)
+    first = next(iter(turns.values()))
+    return {name: float(np.median(first)) * ratio(taken, first) for name, taken in turns.items()}
 
 
 def _classify(config: ModelConfig, params: Tree, arrays: dict[str, jax.Array]) -> Callable[[], Any]:
+    params = jax.device_put(params)
     structure, room = graphdef(config), places(arrays["tokens"].shape[1])
 
     @jax.jit

@@ -15,16 +15,19 @@ from lsp.model.config import ModelConfig
 
 Tree = Any
 Model = tuple[ModelConfig, Tree]
+Orders = dict[Block, tuple[np.ndarray, np.ndarray]]  # of `importance.order`
 ROWS, JUDGES = 32, 16  # examples of a batch, and batches, that layers are judged by
+NEAR = 1.06  # times what was wished for is not too fast
 TRIES = 6  # to choose, to measure and to choose again
 
 
 class Wish(NamedTuple):
     """To be `speedup` times as fast over batches like `batch`, parameters as `form` makes them (float, or `Int8`), with
-    `layers` layers, or all where that is 0."""
+    `layers` layers, or all where that is 0. `shape` says what each keeps, `heads+units`, whatever the speed is."""
 
     speedup: float
     layers: int
+    shape: str
     batch: Batch
     form: Callable[[Tree], Tree]
 
@@ -61,42 +64,71 @@ def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progr
         progress.say(f"layers {', '.join(str(number + 1) for number in layers)} of {count} stay")
     shallow = depth.with_layers(model, layers)
     everything = {block: np.arange(size) for block, size in importance.sizes(shallow[0]).items()}
-    found = wish.faster(model, shallow) if wish.layers else 1.0
-    if found >= wish.speedup:
-        return Chosen(layers, everything, found)
-    kept, found = _narrower(model, shallow, (examples, rows), wish, progress)
+    if not wish.shape:
+        found = wish.faster(model, shallow) if wish.layers else 1.0
+        if found >= wish.speedup:
+            return Chosen(layers, everything, found)
+    with progress.task("judging heads and units", len(rows)) as task:
+        fisher = importance.fisher(*shallow, examples, rows, task.update)
+    orders = {block: importance.order(each) for block, each in fisher.items()}
+    if wish.shape:
+        kept = _kept(orders, _spelt(wish.shape, everything))
+        return Chosen(layers, kept, wish.faster(model, shrink(*shallow, kept)))
+    kept, found = _narrower(model, shallow, orders, wish, progress)
     return Chosen(layers, kept, found)
 
 
+def _spelt(shape: str, everything: dict[Block, np.ndarray]) -> dict[Block, int]:
+    """How many parts each block keeps, as `prune.shape` says. Raises LspError (exit 2)."""
+    layers = [layer.split("+") for layer in shape.split()]
+    blocks = [(number, name) for number in range(len(layers)) for name in ("attention", "feedforward")]
+    counts = dict(zip(blocks, (int(n) if n.isdecimal() else 0 for layer in layers for n in layer), strict=False))
+    pairs = all(len(layer) == 2 for layer in layers)
+    if (
+        not pairs
+        or counts.keys() != everything.keys()
+        or any(not 1 <= count <= len(everything[block]) for block, count in counts.items())
+    ):
+        whole = " ".join(
+            f"{len(everything[number, 'attention'])}+{len(everything[number, 'feedforward'])}"
+            for number, name in everything
+            if name == "attention"
+        )
+        raise LspError(f"prune.shape = {shape!r} does not fit the layers, which have {whole}.")
+    return counts
+
+
+def _kept(orders: Orders, counts: dict[Block, int]) -> dict[Block, np.ndarray]:
+    return {block: np.sort(order[len(order) - counts[block] :]) for block, (order, _) in orders.items()}
+
+
 def _narrower(
-    whole: Model, model: Model, sample: tuple[Examples, np.ndarray], wish: Wish, progress: Any
+    whole: Model, model: Model, orders: Orders, wish: Wish, progress: Any
 ) -> tuple[dict[Block, np.ndarray], float]:
     """The heads and units that stay, and the speed.
 
     What blocks save one by one is less, or more, than what they save together: the whole model is measured, and chosen
-    again until it is fast enough.
+    again until it is fast enough and hardly faster. Of those that are fast enough the slowest is taken.
     """
     config, params = model
-    with progress.task("judging heads and units", len(sample[1])) as task:
-        fisher = importance.fisher(config, params, *sample, task.update)
-    orders = {block: importance.order(each) for block, each in fisher.items()}
     with progress.task("measuring layers", None) as task:
         gains = latency.saved(config, wish.batch, wish.form, task.update)
     choices = latency.options(config, {block: costs for block, (_, costs) in orders.items()}, gains)
     models = {"whole": (whole[0], wish.form(whole[1])), "now": (config, wish.form(params))}
     taken = latency.seconds(models, wish.batch)
-    asked, found, kept = wish.speedup, 0.0, {}
+    asked, found, enough = wish.speedup, 0.0, []
     for _ in range(TRIES):
-        counts = latency.allot(choices, taken["now"] - taken["whole"] / asked)
-        left = counts or {block: each[0].kept for block, each in choices.items()}
-        kept = {block: np.sort(order[len(order) - left[block] :]) for block, (order, _) in orders.items()}
+        counts = latency.allot(choices, max(taken["now"] - taken["whole"] / asked, taken["now"] / 1000))
+        kept = _kept(orders, counts or {block: each[0].kept for block, each in choices.items()})
         found = wish.faster(whole, shrink(*model, kept))
-        if found >= wish.speedup:
-            return kept, found
-        if counts is None:
+        enough += [(found, kept)] if found >= wish.speedup else []
+        if wish.speedup <= found <= NEAR * wish.speedup or (counts is None and found < wish.speedup):
             break
         progress.say(f"{found:.2f} times as fast: choosing again")
-        asked *= wish.speedup / found
+        asked *= wish.speedup / found * NEAR**0.5
+    if enough:
+        found, kept = min(enough, key=lambda one: one[0])
+        return kept, found
     raise LspError(
         f"Without heads and units the model is {found:.2f} times as fast on this machine, not {wish.speedup:g}.",
         hint=f"Lower prune.speedup, or keep fewer layers: --set prune.depth={max(1, len(config.layers) // 2)}",

@@ -1,0 +1,220 @@
+"""`lsp compress search`: chains of compress stages on this machine, until one meets a goal."""
+
+import dataclasses
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lsp import Exit, LspError, checkpoint, console, directory
+from lsp import recipe as recipes
+from lsp.commands import quantize, shrink, vocabulary
+from lsp.compress import search
+from lsp.compress.search import Goal, Shape, Tried
+from lsp.data import tasks
+from lsp.data.examples import Examples
+from lsp.deploy import bench
+from lsp.train import labelled
+from lsp.train.evaluate import Classifier
+from lsp.train.options import Options
+
+CANDIDATES = "candidates"  # each stage of each chain, a run
+CHAIN = "chain.toml"  # the recipe of the chain that was taken
+MEASURED = "measured.json"
+MOST = 2000  # examples that speed is measured on
+LIMITS = bench.Limits(rounds=9, seconds=30.0)
+DECIDING = ("accuracy", "pearson")  # the metric that points are lost of, by problem
+
+
+def run(
+    start: Path, out: Path, recipe: recipes.Search, files: labelled.Files, goal: Goal, options: Options
+) -> dict[str, Any]:
+    """Writes the best model to `out`; every model that was tried stays in `out`/candidates. Raises LspError (exit 1)
+    naming the closest where none meets the goal. `options.budget` is when to begin nothing more, in seconds."""
+    inputs = files.digests()
+    inputs["from"] = directory.identity(directory.read(start))
+    with directory.claim(
+        out, command="compress search", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
+    ) as held:
+        if held.complete:
+            return held.result()
+        base = checkpoint.open(start).expect("classes")
+        files = files._replace(names=base.labels)
+        trial = _Trial(base, out / CANDIDATES, recipe, files, options)
+        tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal, options))
+        taken = search.best(tried, goal)
+        table = [_row(one, goal) for one in search.front(tried)]
+        directory.write_atomically(out / "pareto.json", json.dumps(table, indent=1) + "\n")
+        if goal.missed(taken):
+            raise LspError(
+                f"None of {len(tried)} models meets the goal; the closest loses {taken.drop:.2f} points, is "
+                f"{taken.speedup:.2f} times as fast and has {console.size(taken.bytes)}: {taken.run}.",
+                hint="Ask for less, give more --budget, or take that one; all that was tried is in candidates/.",
+                code=Exit.NO,
+            )
+        model = checkpoint.open(Path(taken.run))
+        directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
+        before, after = trial.before(), json.loads((Path(taken.run) / "result.json").read_text())
+        return checkpoint.finish(
+            held,
+            checkpoint.Model(model.config, model.params, model.tokenizer, model.labels),
+            stage="search",
+            step=model.manifest["step"],
+            metrics=model.manifest["metrics"],
+            compression=model.manifest["compression"],
+            parents=[inputs["from"]],
+            result={
+                "before": before,
+                "after": {"metrics": after["metrics"], "speedup": taken.speedup, "drop": taken.drop},
+                "tried": len(tried),
+                "front": table,
+            },
+        )
+
+
+def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
+    """Chains, the cheap ones first: int8 alone; for each speed that the structure needs each depth without training,
+    and of those the most accurate with training, until the goal is met or the time is up."""
+    plain = trial.tried(None, trained=False)
+    yield plain
+    last = 0.0
+    for speedup in search.needed(goal, plain, trial.before()["bytes"]):
+        free = []
+        for shape in search.shapes(len(trial.base.config.layers), speedup):
+            if trial.over():
+                return
+            try:
+                free.append(trial.tried(shape, trained=False))
+            except LspError as refused:
+                if refused.code != Exit.NO:
+                    raise
+                options.progress.say(f"{shape.depth} layers can't be {speedup:g} times as fast")
+                continue
+            yield free[-1]
+        for each in sorted(free, key=lambda one: one.drop):
+            if trial.over(last):
+                return
+            began = time.monotonic()
+            found = trial.tried(each.shape, trained=True)
+            last = time.monotonic() - began
+            yield found
+            if not goal.missed(found) and (goal.speedup or goal.size):
+                return
+            if found.drop > goal.drop and not (goal.speedup or goal.size):
+                return
+
+
+class _Trial:
+    """Makes chains out of one model and measures them beside it. A chain that is there already is not made again."""
+
+    def __init__(
+        self, base: checkpoint.Checkpoint, place: Path, recipe: recipes.Search, files: labelled.Files, options: Options
+    ) -> None:
+        self.base, self.place, self.recipe, self.files = base, place, recipe, files
+        self.options = options._replace(budget=0.0, track=())
+        self.ends = time.monotonic() + options.budget if options.budget else float("inf")
+        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
+        table = labelled.read_table(files.dev, files.columns, base.labels, how)
+        self.table = tasks.Table(table.texts[:MOST], table.labels[:MOST], table.names)
+        self.whole = bench.of_run(base, "whole")
+        self.scores: dict[str, Any] = {}
+
+    def over(self, seconds: float = 0.0) -> bool:
+        """Whether the time is up, or will be in so many seconds."""
+        return time.monotonic() + seconds > self.ends
+
+    def before(self) -> dict[str, Any]:
+        """Size and metrics of what all begin with."""
+        if not self.scores:
+            examples = self._examples(self.base, None)
+            self.scores = self.base.size() | Classifier(self.base.config).score(self.base.params, examples).summary()
+        return self.scores
+
+    def given(self) -> Tried:
+        """The chain that the recipe spells out."""
+        chain = self.recipe.chain
+        return self.tried(Shape(chain.depth, chain.speedup), trained=self.recipe.train.epochs > 0)
+
+    def tried(self, shape: Shape | None, trained: bool) -> Tried:
+        """One chain, made and measured."""
+        run = self.base.path
+        name = "plain"
+        if self.recipe.chain.vocabulary:
+            run = self._pruned(vocabulary, run, "pieces", recipes.Pruning(what="vocabulary"), 0.0)
+        if shape is not None:
+            chain = self.recipe.chain
+            asked = recipes.Pruning(
+                what="structure", depth=shape.depth, speedup=max(1.0, shape.speedup), shape=chain.shape
+            )
+            name = f"{shape.depth}-layers-{shape.speedup:g}x" + ("-trained" if trained else "")
+            run = self._pruned(shrink, run, name, asked, self.recipe.train.epochs if trained else 0.0)
+        if self.recipe.chain.int8:
+            run = self._quantized(run, f"{name}-int8")
+        return self._measured(run, shape, trained)
+
+    def _pruned(self, verb: Any, start: Path, name: str, asked: recipes.Pruning, epochs: float) -> Path:
+        out = self.place / name
+        train = dataclasses.replace(self.recipe.train, epochs=epochs, steps=self.recipe.train.steps if epochs else 0)
+        stage = recipes.Prune(asked, self.recipe.head, self.recipe.data, train, self.recipe.mesh)
+        self.options.progress.say(f"— {name}")
+        verb.run(start, out, stage, self.files, self.options)
+        return out
+
+    def _quantized(self, start: Path, name: str) -> Path:
+        out = self.place / name
+        progress = self.options.progress
+        stage = recipes.Quantize(data=self.recipe.data)
+        quantize.run(start, out, stage, self.files.dev, self.files.columns, self.options.overwrite, progress)
+        return out
+
+    def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:
+        """From disk where it was measured before, so that a search that goes on decides as it did."""
+        kept = run / "train" / MEASURED
+        model = checkpoint.open(run)
+        found = json.loads(kept.read_text()) if kept.exists() else None
+        if found is None or found["self"] != model.manifest["self"]:
+            timed = [bench.of_run(model, run.name), self.whole]
+            examples = [self._examples(each, MOST) for each in (model, self.base)]
+            calls = [partial(each.many, texts) for each, texts in zip(timed, examples, strict=True)]
+            timings = bench.measure(bench.Case(calls, 1, len(examples[0]), {}), LIMITS)
+            speed = bench.speedups(timings.seconds_MRE, baseline=1)[0]["speedup"]
+            found = {"self": model.manifest["self"], "speedup": speed}
+            kept.parent.mkdir(exist_ok=True)
+            directory.write_atomically(kept, json.dumps(found) + "\n")
+        drop = 100 * (self._deciding(self.before()["metrics"]) - self._deciding(model.manifest["metrics"]))
+        tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"])
+        self.options.progress.say(
+            f"{run.name}: {drop:+.2f} points lost, {tried.speedup:.2f} times as fast, {console.size(tried.bytes)}"
+        )
+        return tried
+
+    def _examples(self, model: checkpoint.Checkpoint, most: int | None) -> Examples:
+        how = labelled.Reading(model.tokenizer, self.recipe.data.sequence_length, model.config.problem)
+        if most is None:
+            return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
+        return how.examples(self.table)
+
+    @staticmethod
+    def _deciding(metrics: dict[str, float]) -> float:
+        return next(metrics[name] for name in DECIDING if name in metrics)
+
+
+def _row(one: Tried, goal: Goal) -> dict[str, Any]:
+    """A line of the table of those that no other beats."""
+    return {
+        "run": one.run,
+        "points_lost": one.drop,
+        "speedup": one.speedup,
+        "bytes": one.bytes,
+        "meets": not goal.missed(one),
+    }
+
+
+def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -> str:
+    """The recipe with the chain spelt out, down to the heads and units of each layer: nothing is measured or chosen."""
+    shape = " ".join(f"{layer.heads}+{layer.feedforward}" for layer in model.config.layers)
+    depth = len(model.config.layers)
+    chain = dataclasses.replace(recipe.chain, depth=depth, shape=shape if taken.shape else "", speedup=1.0)
+    train = recipe.train if taken.trained else dataclasses.replace(recipe.train, epochs=0.0, steps=0)
+    return recipes.dump(dataclasses.replace(recipe, chain=chain, train=train))

@@ -1,0 +1,90 @@
+"""Which chains of compress stages to try for a goal, and which of those that were tried to take.
+
+A chain is: pieces that no example has, then layers, heads and units with training that recovers, then int8.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
+LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a model must be: at most `drop` points of its metric lost, at least `speedup` times as fast as the one it is
+    made from, at most `size` bytes. 0 asks nothing of speed or size."""
+
+    drop: float
+    speedup: float = 0.0
+    size: float = 0.0
+
+    def missed(self, tried: "Tried") -> float:
+        """By how much a model misses the goal: 0 where it does not. A point too many counts as much as being a tenth
+        too slow or too large."""
+        points = max(0.0, tried.drop - self.drop) / 10
+        slow = max(0.0, self.speedup / tried.speedup - 1) if self.speedup else 0.0
+        large = max(0.0, tried.bytes / self.size - 1) if self.size else 0.0
+        return points + slow + large
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A structure to prune to: `depth` layers, and `speedup` times as fast as the model it begins with."""
+
+    depth: int
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A chain that was made and measured: points lost on the dev file, times as fast, bytes. `run` is where it is."""
+
+    run: str
+    shape: Shape | None
+    trained: bool
+    drop: float
+    speedup: float
+    bytes: int
+
+    def beats(self, other: "Tried") -> bool:
+        """As good in everything, and better in something."""
+        mine, theirs = ((each.drop, -each.speedup, each.bytes) for each in (self, other))
+        return mine != theirs and all(one <= two for one, two in zip(mine, theirs, strict=True))
+
+
+def shapes(layers: int, speedup: float) -> list[Shape]:
+    """The structures to try for a speed: with all layers, with two thirds of them, …, the deepest first. One that is
+    faster by its depth alone keeps all its heads and units."""
+    depths = sorted({max(1, math.ceil(layers * share - 1e-9)) for share in DEPTHS}, reverse=True)
+    return [Shape(depth, speedup) for depth in depths]
+
+
+def needed(goal: Goal, plain: Tried, whole: int) -> list[float]:
+    """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8, in the
+    order to try; `whole` are the bytes of the model that all begin with. Size asks for as much as it is missed by."""
+    fast = goal.speedup / plain.speedup if goal.speedup else 0.0
+    small = plain.bytes / goal.size if goal.size else 0.0
+    least = max(fast, small)
+    if not goal.speedup and not goal.size:
+        return list(LADDER)
+    return [round(least * more, 2) for more in (1.05, 1.25, 1.5)] if least > 1 else []
+
+
+def front(tried: Sequence[Tried]) -> list[Tried]:
+    """Those that no other beats, the most accurate first (Pareto)."""
+    best = [one for one in tried if not any(other.beats(one) for other in tried)]
+    return sorted(best, key=lambda one: (one.drop, -one.speedup))
+
+
+def best(tried: Sequence[Tried], goal: Goal) -> Tried:
+    """The chain to take: of those that meet the goal the fastest, or if speed was asked for the most accurate; else the
+    one that misses it least."""
+
+    def rank(one: Tried) -> Any:
+        wish = (one.drop, -one.speedup) if goal.speedup else (-one.speedup, one.drop)
+        return goal.missed(one), *wish, one.bytes
+
+    return min(tried, key=rank)
