@@ -13,7 +13,7 @@ from lsp import Exit, cli, recipe
 DOCS = Path(__file__).parent.parent / "docs"
 COMMANDS = (
     "demo", "prepare", "data", "data peek", "pretrain", "import", "finetune",
-    "compress", "compress quantize", "compress prune", "compress distill",
+    "compress", "compress quantize", "compress prune", "compress distill", "compress search",
     "evaluate", "predict", "explain", "export",
     "inspect", "plan", "plot", "bench", "verify", "verify resume", "replay", "doctor",
 )  # fmt: skip

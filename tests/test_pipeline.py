@@ -13,11 +13,25 @@ import numpy as np
 import pytest
 
 from lsp import LspError, checkpoint, recipe
-from lsp.commands import distill, evaluate, finetune, inspect, predict, pretrain, prune, quantize, shrink, vocabulary
+from lsp.commands import (
+    distill,
+    evaluate,
+    finetune,
+    inspect,
+    predict,
+    pretrain,
+    prune,
+    quantize,
+    search,
+    shrink,
+    vocabulary,
+)
 from lsp.compress import latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
+from lsp.compress.search import Goal
 from lsp.console import Progress
+from lsp.deploy import bench
 from lsp.model.int8 import Int8
 from lsp.train.labelled import Files
 from lsp.train.options import Options
@@ -167,6 +181,40 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
     else:
         assert made["after"]["metrics"] == made["before"]["metrics"]
         assert made["after"]["vocabulary"]["covered"] > 0.99
+
+
+def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    priced(monkeypatch)
+
+    def turns(case: Any, limits: Any) -> bench.Timings:
+        """Seconds are parameters of what is timed, and int8 is twice as fast."""
+        seconds = []
+        for call in case.calls:
+            params = call.args[0]
+            kinds = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+            size = sum(int(np.prod(leaf.shape)) for leaf in kinds)
+            seconds.append(size / (1 + any(isinstance(leaf, Int8) for leaf in kinds)))
+        return bench.Timings(np.array(seconds)[:, None, None], [0.0, 0.0])
+
+    monkeypatch.setattr(bench, "measure", turns)
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    train = dataclasses.replace(PRUNED.train, steps=0, epochs=1.0)
+    asked = recipe.Search(train=train, data=recipe.Labelled(sequence_length=32))
+    made = search.run(road / "classifier", tmp_path / "best", asked, files, Goal(5.0, 2.5), AGAIN)
+    assert made["after"]["speedup"] >= 2.5 and made["after"]["drop"] <= 5
+    assert made["bytes"] < made["before"]["bytes"]
+    assert all(Path(row["run"]).is_dir() for row in made["front"])
+    again = recipe.load(recipe.Search, tmp_path / "best" / "chain.toml", [])
+    assert again.chain.depth and again.chain.shape
+    second = search.run(road / "classifier", tmp_path / "again", again, files, Goal(5.0, 2.5), AGAIN)
+    first, other = (checkpoint.open(tmp_path / name) for name in ("best", "again"))
+    jax.tree.map(np.testing.assert_array_equal, first.params, other.params)
+    assert second["metrics"] == made["metrics"]
+    with pytest.raises(LspError, match="the closest loses") as missed:
+        search.run(road / "classifier", tmp_path / "none", again, files, Goal(0.0, 99.0), AGAIN)
+    assert missed.value.code == 1
 
 
 def test_every_small_model_can_name_what_it_came_from(road: Path):

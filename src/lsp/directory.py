@@ -35,9 +35,10 @@ WRITTEN = (
     "blackbox",
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),  # an export
     "model.stablehlo",
+    *("structure.json", "pareto.json", "chain.toml"),  # of pruning and of a search
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
-WORK = ("manifest.json", "params", "tokenizer", "rows", "train")
+WORK = ("manifest.json", "params", "tokenizer", "rows", "train", "candidates")
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def explain_usage(error: typer.TyperException) -> LspError:
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
         message = f"No such option: {unknown}.{nearest(unknown, options)}"
     elif match := re.match(r"No such command '(.+?)'\.$", message):
-        nested = ["compress quantize", "compress prune", "compress distill", "data peek"]
+        nested = ["compress quantize", "compress prune", "compress distill", "compress search", "data peek"]
         meant = next((name for name in nested if name.endswith(f" {match[1]}")), f"compress {match[1]}")
         message += nearest(meant, nested) if asked == "lsp" else ""
     hint = f"{asked or 'The command with'} -h shows an example and every option."

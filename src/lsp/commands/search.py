@@ -21,7 +21,6 @@ from lsp.train.options import Options
 
 CANDIDATES = "candidates"  # each stage of each chain, a run
 CHAIN = "chain.toml"  # the recipe of the chain that was taken
-MEASURED = "measured.json"
 MOST = 2000  # examples that speed is measured on
 LIMITS = bench.Limits(rounds=9, seconds=30.0)
 DECIDING = ("accuracy", "pearson")  # the metric that points are lost of, by problem
@@ -79,7 +78,7 @@ def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
     plain = trial.tried(None, trained=False)
     yield plain
     last = 0.0
-    for speedup in search.needed(goal, plain, trial.before()["bytes"]):
+    for speedup in search.needed(goal, plain):
         free = []
         for shape in search.shapes(len(trial.base.config.layers), speedup):
             if trial.over():
@@ -170,7 +169,7 @@ class _Trial:
 
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:
         """From disk where it was measured before, so that a search that goes on decides as it did."""
-        kept = run / "train" / MEASURED
+        kept = run.with_name(f"{run.name}.json")
         model = checkpoint.open(run)
         found = json.loads(kept.read_text()) if kept.exists() else None
         if found is None or found["self"] != model.manifest["self"]:
@@ -180,7 +179,6 @@ class _Trial:
             timings = bench.measure(bench.Case(calls, 1, len(examples[0]), {}), LIMITS)
             speed = bench.speedups(timings.seconds_MRE, baseline=1)[0]["speedup"]
             found = {"self": model.manifest["self"], "speedup": speed}
-            kept.parent.mkdir(exist_ok=True)
             directory.write_atomically(kept, json.dumps(found) + "\n")
         drop = 100 * (self._deciding(self.before()["metrics"]) - self._deciding(model.manifest["metrics"]))
         tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"])

@@ -62,9 +62,9 @@ def shapes(layers: int, speedup: float) -> list[Shape]:
     return [Shape(depth, speedup) for depth in depths]
 
 
-def needed(goal: Goal, plain: Tried, whole: int) -> list[float]:
+def needed(goal: Goal, plain: Tried) -> list[float]:
     """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8, in the
-    order to try; `whole` are the bytes of the model that all begin with. Size asks for as much as it is missed by."""
+    order to try. Size asks for as much as it is missed by."""
     fast = goal.speedup / plain.speedup if goal.speedup else 0.0
     small = plain.bytes / goal.size if goal.size else 0.0
     least = max(fast, small)

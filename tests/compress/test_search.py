@@ -1,0 +1,43 @@
+"""What a search tries, what it takes, and what it says of a goal, by hand."""
+
+from lsp.compress.search import Goal, Shape, Tried, best, front, needed, shapes
+
+
+def tried(drop: float, speedup: float, size: int, run: str = "x") -> Tried:
+    return Tried(run, None, False, drop, speedup, size)
+
+
+def test_a_goal_is_met_or_missed_by_so_much() -> None:
+    goal = Goal(1.0, 4.0, 20e6)
+    assert goal.missed(tried(1.0, 4.0, 20_000_000)) == 0
+    assert goal.missed(tried(-0.5, 9.0, 1)) == 0
+    assert abs(goal.missed(tried(3.0, 2.0, 30_000_000)) - (0.2 + 1.0 + 0.5)) < 1e-9
+    assert Goal(1.0).missed(tried(0.9, 0.1, 10**12)) == 0
+
+
+def test_the_front_holds_what_no_other_beats() -> None:
+    good, fast, small = tried(0.0, 2.0, 9), tried(1.0, 5.0, 9), tried(1.0, 1.0, 3)
+    beaten, equal = tried(1.0, 2.0, 9), tried(0.0, 2.0, 9, "y")
+    assert front([beaten, small, fast, good]) == [good, fast, small]
+    assert len(front([good, equal])) == 2, "neither of two equal ones beats the other"
+
+
+def test_the_most_accurate_is_taken_where_speed_is_asked_for_and_else_the_fastest() -> None:
+    slow, quick, wrong = tried(0.2, 4.5, 9), tried(0.9, 8.0, 9), tried(2.0, 20.0, 9)
+    assert best([wrong, quick, slow], Goal(1.0, 4.0)) == slow
+    assert best([wrong, quick, slow], Goal(1.0)) == quick
+    assert best([wrong, quick, slow], Goal(0.1, 4.0)) == slow, "the closest, where none meets the goal"
+
+
+def test_structure_makes_up_for_what_int8_leaves() -> None:
+    plain = tried(0.0, 2.0, 20)
+    assert needed(Goal(1.0, 4.0), plain)[0] == 2.1
+    assert needed(Goal(1.0, 0.0, 10), plain)[0] == 2.1
+    assert needed(Goal(1.0, 1.5, 30), plain) == []
+    assert needed(Goal(1.0), plain) == [1.5, 2.0, 3.0, 4.5, 7.0]
+
+
+def test_depths_go_from_all_layers_to_a_third() -> None:
+    assert [shape.depth for shape in shapes(6, 2.0)] == [6, 4, 3, 2]
+    assert [shape.depth for shape in shapes(12, 2.0)] == [12, 8, 6, 4]
+    assert shapes(1, 2.0) == [Shape(1, 2.0)]
