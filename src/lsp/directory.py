@@ -34,6 +34,7 @@ WRITTEN = (
     "parts",
     "blackbox",
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),  # an export
+    "model.onnx",
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
 WORK = ("manifest.json", "params", "tokenizer", "rows", "train")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from lsp import console
-from lsp.arguments import FromOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt, apart, need
+from lsp.arguments import FromOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt, apart, need, need_package
 from lsp.cli.app import app, report
 
 
@@ -40,7 +40,7 @@ def export(
     *,
     begin: FromOpt,
     kind: Annotated[
-        Literal["huggingface"], typer.Option("--format", help="Which software it is for.", show_default=False)
+        Literal["huggingface", "onnx"], typer.Option("--format", help="Which software it is for.", show_default=False)
     ],
     out: OutOpt,
     overwrite: OverwriteOpt = False,
@@ -50,11 +50,16 @@ def export(
     """\b
     lsp export --from runs/sst2 --format huggingface --out exports/sst2
 
-    Write a folder that AutoModel.from_pretrained of transformers loads, labels and
-    tokenizer included, and read it back to compare: parameters bit for bit.
+    Write a folder with the model, its labels and its tokenizer, and compare it with
+    the run before it counts. huggingface: what AutoModel.from_pretrained of
+    transformers loads, parameters bit for bit. onnx: one file for ONNX Runtime and
+    others, int8 where the run is int8; its answers are compared.
     """
     need(begin)
     apart(out, begin)
+    if kind == "onnx":
+        for package in ("onnx", "onnxruntime"):
+            need_package(package, "onnx", "--format onnx")
     from lsp.commands import export as verb
 
     return report(verb.run(begin, out, kind, overwrite, console.Progress(quiet)), as_json)

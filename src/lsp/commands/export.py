@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lsp import checkpoint, directory
-from lsp.deploy import huggingface
+from lsp.deploy import huggingface, onnx
 from lsp.deploy.card import card
 
 README = "README.md"
@@ -18,13 +18,23 @@ def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> di
         if held.complete:
             return held.result()
         base = checkpoint.open(start)
-        if base.manifest["compression"]:
-            progress.warn("what was compressed is written as float32: that format holds nothing smaller")
         model = checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)
-        files = [*huggingface.write(model, out), README]
-        directory.write_atomically(out / README, card(base.manifest, start.name))
+        found: dict[str, Any] = {}
+        if kind == "onnx":
+            files = onnx.write(model, out)
+            found["check"] = onnx.check(model, out)
+            readme = card(base.manifest, start.name, "onnx") + onnx.usage(model.config)
+        else:
+            if base.manifest["compression"]:
+                progress.warn("what was compressed is written as float32: that format holds nothing smaller")
+            files = huggingface.write(model, out)
+            readme = card(base.manifest, start.name)
+        directory.write_atomically(out / README, readme)
+        files.append(README)
         size = {"parameters": base.size()["parameters"], "bytes": sum((out / name).stat().st_size for name in files)}
-        result = {"command": "export", "out": str(out), "status": "complete", "format": kind, "files": files, **size}
+        result = {"command": "export", "out": str(out), "status": "complete", "format": kind, "files": files}
+        result |= found | size
         directory.write_atomically(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        directory.seal(out, {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]})
+        about = {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]], **found}
+        directory.seal(out, about)
         return result
