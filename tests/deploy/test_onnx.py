@@ -25,7 +25,7 @@ from lsp.console import Progress
 from lsp.data.tokenizer import SentencePiece, train
 from lsp.deploy import huggingface
 from lsp.deploy import onnx as exported
-from lsp.deploy.onnx_nodes import Graph
+from lsp.deploy.onnx_nodes import FusedGraph, Graph
 from lsp.model.config import Layer, ModelConfig, Preset
 from lsp.model.encoder import initialise
 from lsp.model.int8 import Int8, quantize_array
@@ -64,31 +64,33 @@ MEAN, CLS = CLASSES | {"pooling": "mean"}, CLASSES | {"pooling": "cls"}
 
 
 @pytest.mark.parametrize(
-    ("preset", "int8", "about"),
+    ("preset", "int8", "about", "runtime"),
     [
-        ("bert", False, CLS),
-        ("bert", True, MEAN | {"problem": "regression", "classes": 1, "pooler_activation": "relu"}),
-        ("bert", True, {"head": "none", "activation": "gelu_tanh"}),
-        ("modern", True, CLS),
-        ("modern", False, MEAN | {"problem": "multi_label", "types": 2}),
-        ("bilstm", True, CLS),
-        ("bilstm", False, MEAN),
+        ("bert", False, CLS, "any"),
+        ("bert", True, MEAN | {"problem": "regression", "classes": 1, "pooler_activation": "relu"}, "any"),
+        ("bert", True, {"head": "none", "activation": "gelu_tanh"}, "onnxruntime"),
+        ("modern", True, CLS, "any"),
+        ("modern", False, MEAN | {"problem": "multi_label", "types": 2}, "any"),
+        ("bilstm", True, CLS, "onnxruntime"),
+        ("bilstm", False, MEAN, "any"),
     ],
 )
 def test_answers_are_the_models_alone_in_batches_and_padded(
-    words: SentencePiece, preset: Preset, int8: bool, about: dict[str, Any], tmp_path: Path
+    words: SentencePiece, preset: Preset, int8: bool, about: dict[str, Any], runtime: exported.Runtime, tmp_path: Path
 ) -> None:
     """In ONNX Runtime, and in a runtime that has no operators but the standard's: ONNX's own evaluator."""
     model = made(words, preset, int8, **about)
-    assert sorted(exported.write(model, tmp_path)) == sorted(path.name for path in tmp_path.iterdir())
+    assert sorted(exported.write(model, tmp_path, runtime)) == sorted(path.name for path in tmp_path.iterdir())
     found = exported.check(model, tmp_path)
     assert found["batch_difference"] < 1e-6 and found["label_flips"] == 0
     assert int8 or found["largest_difference"] < 1e-5
     onnx.checker.check_model(tmp_path / exported.GRAPH, full_check=True)
-    if preset == "bilstm":  # that evaluator's LSTM has one direction only
-        return
     graph = onnx.load(tmp_path / exported.GRAPH)
-    assert {each.domain for each in graph.opset_import} == {""} == {node.domain for node in graph.graph.node}
+    domains = {each.domain for each in graph.opset_import}
+    assert domains == {node.domain for node in graph.graph.node}
+    assert domains == ({""} if runtime == "any" else {"", "com.microsoft"})
+    if preset == "bilstm" or runtime != "any":  # the LSTM of that evaluator has one direction only
+        return
     tokens = np.random.default_rng(0).integers(5, 290, (2, 7), dtype=np.int32)
     tokens[1, 4:] = 0
     types = np.arange(7, dtype=np.int32) // 4 * (tokens > 0)
@@ -118,39 +120,48 @@ def test_answers_and_ids_are_those_of_transformers(name: str, kind: str, tmp_pat
         np.testing.assert_allclose(found, expected[f"{kind}.{index}.{output}"], atol=3e-5)
 
 
-def product_by_hand(x_MK: np.ndarray, q_KN: np.ndarray, scale_N: np.ndarray) -> np.ndarray:
-    """One number at a time, in whole numbers as far as they go."""
-    y_MN = np.zeros((len(x_MK), len(scale_N)), np.float32)
+def product_by_hand(x_MK: np.ndarray, kernel: Int8, divided: bool) -> np.ndarray:
+    """One number at a time, in whole numbers as far as they go. `divided` is how the rounding operator has x."""
+    most = np.float32(127)
+    y_MN = np.zeros((len(x_MK), len(kernel.scale)), np.float32)
     for row, x_K in enumerate(x_MK):
         largest = max(np.float32(1e-30), *np.abs(x_K))
-        whole_K = [round(float(value * (np.float32(127) / largest))) for value in x_K]  # Python rounds half to even
-        for column, scale in enumerate(scale_N):
-            total = sum(value * int(weight) for value, weight in zip(whole_K, q_KN[:, column], strict=True))
-            y_MN[row, column] = np.float32(total) * (scale / np.float32(127)) * largest
+        scaled_K = x_K / (largest / most) if divided else x_K * (most / largest)
+        whole_K = [round(float(value)) for value in scaled_K]  # Python rounds half to even
+        for column, scale in enumerate(kernel.scale):
+            total = sum(value * int(weight) for value, weight in zip(whole_K, kernel.q[:, column], strict=True))
+            y_MN[row, column] = np.float32(total) * (scale / most) * largest
     return y_MN
 
 
-def test_int8_products_are_those_by_hand_bit_for_bit() -> None:
+@pytest.mark.parametrize("kind", [Graph, FusedGraph])
+def test_int8_products_are_those_by_hand_bit_for_bit(kind: type[Graph]) -> None:
     random = np.random.default_rng(0)
-    x_MK = random.standard_normal((6, 24), np.float32)
+    x_MK = random.standard_normal((7, 24), np.float32)
     x_MK[1] = 0
     x_MK[2] = np.linspace(-11.5, 11.5, 24)  # at a scale of 1: between two whole numbers
     x_MK[2, 0] = 127
     x_MK[3] *= np.float32(1e20)
     x_MK[4] *= np.float32(1e-20)
-    kernel = jax.device_get(quantize_array(random.standard_normal((24, 5), np.float32), 1))
-    graph = Graph()
+    x_MK[5] = 1
+    w_KN = random.standard_normal((24, 5), np.float32)
+    w_KN[:, 0] = 1  # with the row of ones the largest sum there is: 16 bits are too few for two of its products
+    kernel = jax.device_get(quantize_array(w_KN, 1))
+    graph = kind()
     y = graph.product8("x", kernel)
     shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", None]) for name in ("x", y)]
     model = helper.make_model(
         helper.make_graph(graph.nodes, "product", shapes[:1], shapes[1:], graph.arrays),
-        opset_imports=[helper.make_opsetid("", 20)],
+        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
         ir_version=9,
     )
-    expected = product_by_hand(x_MK, kernel.q, kernel.scale)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = product_by_hand(x_MK, kernel, divided=kind is FusedGraph)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*exported.EXACT)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     np.testing.assert_array_equal(session.run(None, {"x": x_MK})[0], expected)
-    np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": x_MK})[0], expected)
+    if kind is Graph:
+        np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {"x": x_MK})[0], expected)
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern", "bilstm"])
@@ -192,8 +203,13 @@ def test_the_folder_is_all_that_is_needed(run: Path, tmp_path: Path, capsys: pyt
         output.seek(0)
         expected = [json.loads(line)["label"] for line in output]
     assert done.stdout == f"{expected}\n"
-    again = export.run(run, out, "onnx", False, QUIET)
-    assert again["status"] == "already complete"
+    assert export.run(run, out, "onnx", False, QUIET)["status"] == "already complete"
+    with pytest.raises(LspError, match="runtime: any → onnxruntime"):
+        export.run(run, out, "onnx", False, QUIET, "onnxruntime")
+    capsys.readouterr()
+    words = ["export", "--from", str(run), "--format", "huggingface", "--runtime", "onnxruntime", "--out", str(out)]
+    assert cli.main(words) == Exit.USAGE
+    assert "--runtime is for ONNX files, and --format is huggingface." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -213,7 +229,7 @@ def test_a_file_that_answers_otherwise_does_not_count(
 ) -> None:
     whole = exported.write
 
-    def spoilt(model: Model, out: Path) -> list[str]:
+    def spoilt(model: Model, out: Path, runtime: exported.Runtime) -> list[str]:
         bias = model.params["classifier"]["bias"] + np.float32(1e-3)
         return whole(
             model._replace(params=model.params | {"classifier": model.params["classifier"] | {"bias": bias}}), out

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsp import console
+from lsp import LspError, console
 from lsp.arguments import FromOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt, apart, need, need_package
 from lsp.cli.app import app, report
 
@@ -43,6 +43,10 @@ def export(
         Literal["huggingface", "onnx"], typer.Option("--format", help="Which software it is for.", show_default=False)
     ],
     out: OutOpt,
+    runtime: Annotated[
+        Literal["any", "onnxruntime"],
+        typer.Option("--runtime", help="What will run an ONNX file: onnxruntime has a faster int8."),
+    ] = "any",
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -60,6 +64,8 @@ def export(
     if kind == "onnx":
         for package in ("onnx", "onnxruntime"):
             need_package(package, "onnx", "--format onnx")
+    elif runtime != "any":
+        raise LspError(f"--runtime is for ONNX files, and --format is {kind}.", hint="Leave it out.")
     from lsp.commands import export as verb
 
-    return report(verb.run(begin, out, kind, overwrite, console.Progress(quiet)), as_json)
+    return report(verb.run(begin, out, kind, overwrite, console.Progress(quiet), runtime), as_json)

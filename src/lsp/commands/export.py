@@ -11,9 +11,13 @@ from lsp.deploy.card import card
 README = "README.md"
 
 
-def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> dict[str, Any]:
-    """Writes the model of `start` to `out` in the format `kind` and returns its result."""
+def run(
+    start: Path, out: Path, kind: str, overwrite: bool, progress: Any, runtime: onnx.Runtime = "any"
+) -> dict[str, Any]:
+    """Writes the model of `start` to `out` in the format `kind`, for a `runtime` of ONNX, and returns its result."""
     inputs = {"from": directory.identity(directory.read(start)), "format": kind}
+    if kind == "onnx":
+        inputs["runtime"] = runtime
     with directory.claim(out, command="export", recipe="", inputs=inputs, overwrite=overwrite) as held:
         if held.complete:
             return held.result()
@@ -21,8 +25,8 @@ def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> di
         model = checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)
         found: dict[str, Any] = {}
         if kind == "onnx":
-            files = onnx.write(model, out)
-            found["check"] = onnx.check(model, out)
+            files = onnx.write(model, out, runtime)
+            found = {"runtime": runtime, "check": onnx.check(model, out)}
             readme = card(base.manifest, start.name, "onnx") + onnx.usage(model.config)
         else:
             if base.manifest["compression"]:

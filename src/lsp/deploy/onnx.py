@@ -6,7 +6,7 @@ The file is run by ONNX Runtime and compared with the model before it counts.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,24 +26,28 @@ from lsp.train.evaluate import Forward
 
 GRAPH, CONFIG = "model.onnx", "config.json"
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf writes no message of 2 GiB
+# Processors that have no dot product of int8 (VNNI) add two products in 16 bits, which overflow; with this they do not.
+EXACT = ("session.x64quantprecision", "1")
 LONGEST = 128  # tokens of the longest text that is compared
 TEXTS = 12
 # What a difference may be, as a share of the largest answer (of 1 where all are smaller): float32 sums in another order
 # come to 1e-6. In int8 such a sum may be rounded the other way, and the answer then differs by about as much as
 # rounding makes it differ from float32 anyway: that much, twice, is allowed too.
 TOLERANCE, ROUNDINGS = 1e-4, 2
+Runtime = Literal["any", "onnxruntime"]
 Answers = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def write(model: Model, out: Path) -> list[str]:
-    """The files of a model, into `out`; their names. `Int8` parameters stay int8.
+def write(model: Model, out: Path, runtime: Runtime = "any") -> list[str]:
+    """The files of a model, into `out`; their names. `Int8` parameters stay int8. With the `runtime` onnxruntime it has
+    operators that no other runs.
 
     Raises LspError (exit 2) for a model that no ONNX file can hold.
     """
     from lsp.deploy import onnx_graph
 
     words = converted(model.tokenizer, model.config.types)
-    made = onnx_graph.build(model.config, _renumbered(model.params, words))
+    made = onnx_graph.build(model.config, _renumbered(model.params, words), fused=runtime == "onnxruntime")
     if (size := made.ByteSize()) > LARGEST_FILE:
         raise LspError(
             f"The model takes {size / 2**30:.1f} GiB, and one ONNX file holds less than 2.",
@@ -78,6 +82,7 @@ def answerer(folder: Path, threads: int = 0) -> Answers:
     about = published.read_json(folder / CONFIG)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(*EXACT)
     options.log_severity_level = 3  # errors; its warnings are about its own rewriting of graphs
     try:
         session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
@@ -151,7 +156,9 @@ words.enable_truncation(about["max_length"])
 words.enable_padding(pad_id=about["pad_id"], pad_token=about["pad_token"])
 rows = words.encode_batch(["The first text.", "Another one."])  # a pair of texts is a tuple
 inputs = {{"input_ids": [each.ids for each in rows], "attention_mask": [each.attention_mask for each in rows]{types}}}
-session = onnxruntime.InferenceSession("{GRAPH}")
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("{EXACT[0]}", "{EXACT[1]}")  # int8 sums that overflow on no processor
+session = onnxruntime.InferenceSession("{GRAPH}", options)
 answers = session.run(None, {{name: numpy.array(values) for name, values in inputs.items()}})[0]
 {tell}
 ```

@@ -1,6 +1,6 @@
 """An ONNX graph of an encoder or a classifier, put together node by node from its parameters: nothing is traced.
 
-Only operators of the ONNX standard (opset 20), so that any runtime can run it. Tokens of all rows lie below each other,
+Operators are those of the ONNX standard (opset 20), which any runtime has. Tokens of all rows lie below each other,
 [M, D] with M = B·T, but in attention. Neither the order of texts nor their padding changes an answer: int8 products
 have a scale for each token, as ours have (`model/int8.py`).
 
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lsp.deploy.onnx_nodes import Graph, Tree, floats, ints
+from lsp.deploy.onnx_nodes import FusedGraph, Graph, Tree, floats, ints
 from lsp.model import attention
 from lsp.model.bilstm import GATES
 from lsp.model.config import Layer, ModelConfig
@@ -26,13 +26,14 @@ IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
 LOGITS, HIDDEN = "logits", "last_hidden_state"
 
 
-def build(config: ModelConfig, params: Tree) -> onnx.ModelProto:
+def build(config: ModelConfig, params: Tree, fused: bool = False) -> onnx.ModelProto:
     """The model of `config` with NumPy parameters of ours: float, or `Int8`, which stays int8 in the file.
 
     Inputs are `input_ids`, `attention_mask` and, where the model has types, `token_type_ids`, each int64 [B, T], padded
     on the right. The output is `logits` float32 [B, C], or `last_hidden_state` float32 [B, T, D] of an encoder.
+    With `fused` int8 products are of operators that only ONNX Runtime has.
     """
-    graph = Graph()
+    graph = FusedGraph() if fused else Graph()
     model = _Model(graph, config)
     given = [IDS, MASK, *([TYPES] if config.types else [])]
     rows: list[str | int | None] = ["batch", "sequence"]
@@ -48,7 +49,9 @@ def build(config: ModelConfig, params: Tree) -> onnx.ModelProto:
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)],
         graph.arrays,
     )
-    return helper.make_model(made, producer_name="lsp", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    domains = {"": OPSET} | {node.domain: 1 for node in graph.nodes if node.domain}
+    opsets = [helper.make_opsetid(*each) for each in domains.items()]
+    return helper.make_model(made, producer_name="lsp", opset_imports=opsets, ir_version=IR)
 
 
 class _Model:
