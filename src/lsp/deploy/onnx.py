@@ -3,6 +3,7 @@
 The file is run by ONNX Runtime and compared with the model before it counts.
 """
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +27,7 @@ from lsp.train.evaluate import Forward
 
 GRAPH, CONFIG = "model.onnx", "config.json"
 LARGEST_FILE = 2**31 - 2**20  # bytes; protobuf writes no message of 2 GiB
-# Processors that have no dot product of int8 (VNNI) add two products in 16 bits, which overflow; with this they do not.
-EXACT = ("session.x64quantprecision", "1")
+EXACT = ("session.x64quantprecision", "1")  # of a session: sums of int8 products that never overflow
 LONGEST = 128  # tokens of the longest text that is compared
 TEXTS = 12
 # What a difference may be, as a share of the largest answer (of 1 where all are smaller): float32 sums in another order
@@ -77,15 +77,9 @@ def answerer(folder: Path, threads: int = 0) -> Answers:
     Ids are those of the folder's `tokenizer.json`, and padding, on the right, is its piece for that. `types` are 0 for
     the first text and 1 for the second. It runs on as many `threads`, or one for each core. Raises LspError (exit 4).
     """
-    import onnxruntime
-
     about = published.read_json(folder / CONFIG)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry(*EXACT)
-    options.log_severity_level = 3  # errors; its warnings are about its own rewriting of graphs
     try:
-        session = onnxruntime.InferenceSession(folder / GRAPH, options, providers=["CPUExecutionProvider"])
+        session = opened(folder / GRAPH, threads, exact=_overflows())
     except Exception as error:  # the library has no common type for its errors
         raise LspError(f"{folder / GRAPH} can't be run: {error}.", code=Exit.ARTIFACT) from None
     names = {each.name for each in session.get_inputs()}
@@ -99,6 +93,18 @@ def answerer(folder: Path, threads: int = 0) -> Answers:
         return session.run(None, {name: array for name, array in given.items() if name in names})[0]
 
     return answer
+
+
+def opened(graph: Path | bytes, threads: int = 0, exact: bool = False) -> Any:
+    """ONNX Runtime's session of a graph, on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; its warnings are about its own rewriting of graphs
+    if exact:
+        options.add_session_config_entry(*EXACT)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def check(model: Model, folder: Path) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def usage(config: ModelConfig) -> str:
     elif config.problem == "regression":
         tell = "print(answers[:, 0])"
     return f"""
-With `pip install onnxruntime tokenizers`, in this folder:
+With `pip install "onnxruntime>=1.30" tokenizers`, in this folder:
 
 ```python
 import json, numpy, onnxruntime, tokenizers
@@ -156,13 +162,30 @@ words.enable_truncation(about["max_length"])
 words.enable_padding(pad_id=about["pad_id"], pad_token=about["pad_token"])
 rows = words.encode_batch(["The first text.", "Another one."])  # a pair of texts is a tuple
 inputs = {{"input_ids": [each.ids for each in rows], "attention_mask": [each.attention_mask for each in rows]{types}}}
-options = onnxruntime.SessionOptions()
-options.add_session_config_entry("{EXACT[0]}", "{EXACT[1]}")  # int8 sums that overflow on no processor
-session = onnxruntime.InferenceSession("{GRAPH}", options)
+session = onnxruntime.InferenceSession("{GRAPH}")
 answers = session.run(None, {{name: numpy.array(values) for name, values in inputs.items()}})[0]
 {tell}
 ```
+
+An int8 model's sums overflow on x86 processors that have no dot product of int8 (VNNI), unless the session gets the
+option `{EXACT[0]}` = `{EXACT[1]}`.
 """
+
+
+@functools.cache
+def _overflows() -> bool:
+    """Whether ONNX Runtime's products of uint8 and int8 overflow here. Where a processor has no instruction for them, two
+    are added in 16 bits, unless a session is told not to."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    rows, columns = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    shapes = [("x", TensorProto.UINT8, rows.shape), ("y", TensorProto.INT32, (1, 16))]
+    given, answer = ([helper.make_tensor_value_info(*each)] for each in shapes)
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "probe", given, answer, [numpy_helper.from_array(columns, "w")])
+    probe = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    found = opened(probe.SerializeToString(), threads=1).run(None, {"x": rows})[0]
+    return bool((found != 64 * 255 * 127).any())
 
 
 def _renumbered(params: Any, words: Published) -> Any:
