@@ -31,9 +31,9 @@ EXACT = ("session.x64quantprecision", "1")  # of a session: sums of int8 product
 LONGEST = 128  # tokens of the longest text that is compared
 TEXTS = 12
 # What a difference may be, as a share of the largest answer (of 1 where all are smaller): float32 sums in another order
-# come to 1e-6. In int8 such a sum may be rounded the other way, and the answer then differs by about as much as
-# rounding makes it differ from float32 anyway: that much, twice, is allowed too.
-TOLERANCE, ROUNDINGS = 1e-4, 2
+# come to 1e-6. In int8 such a sum may be rounded the other way, and then two programs differ as much as either differs
+# from float32, if not more: 1.7 times was seen, and 17 times where a bias was scaled that should not have been.
+TOLERANCE, ROUNDINGS = 1e-4, 4
 Runtime = Literal["any", "onnxruntime"]
 Answers = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -174,8 +174,9 @@ option `{EXACT[0]}` = `{EXACT[1]}`.
 
 @functools.cache
 def _overflows() -> bool:
-    """Whether ONNX Runtime's products of uint8 and int8 overflow here. Where a processor has no instruction for them, two
-    are added in 16 bits, unless a session is told not to."""
+    """Whether ONNX Runtime's products of uint8 and int8 overflow here: where a processor has no instruction for them,
+    two are added in 16 bits, unless a session is told not to. Being told takes twice as long where nothing overflows.
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     rows, columns = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
