@@ -283,3 +283,7 @@ def test_what_is_not_installed_is_named(
     assert code == Exit.MACHINE
     assert "pip install 'lsp[onnx]'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(LspError, match="need the Python package onnxruntime") as error:
+        exported.opened(b"")
+    assert error.value.code == Exit.MACHINE

@@ -4,6 +4,7 @@ The file is run by ONNX Runtime and compared with the model before it counts.
 """
 
 import functools
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,7 @@ def write(model: Model, out: Path, runtime: Runtime = "any") -> list[str]:
 
     words = converted(model.tokenizer, model.config.types)
     made = onnx_graph.build(model.config, _renumbered(model.params, words), fused=runtime == "onnxruntime")
-    if (size := made.ByteSize()) > LARGEST_FILE:
+    if (size := sum(len(array.raw_data) for array in made.graph.initializer)) > LARGEST_FILE:
         raise LspError(
             f"The model takes {size / 2**30:.1f} GiB, and one ONNX file holds less than 2.",
             hint="Make it smaller first: lsp compress quantize.",
@@ -72,14 +73,15 @@ def write(model: Model, out: Path, runtime: Runtime = "any") -> list[str]:
 
 def answerer(folder: Path, threads: int = 0) -> Answers:
     """`answer(tokens, types)` of what `write` has written, int32 [B, T] each: logits float32 [B, C], or the hidden
-    states of an encoder, float32 [B, T, D].
+    states of an encoder, float32 [B, T, D]. Raises LspError (exit 4) where they can't be used, (exit 5) where onnx and
+    onnxruntime are not installed.
 
     Ids are those of the folder's `tokenizer.json`, and padding, on the right, is its piece for that. `types` are 0 for
-    the first text and 1 for the second. It runs on as many `threads`, or one for each core. Raises LspError (exit 4).
+    the first text and 1 for the second. It runs on as many `threads`, or one for each core.
     """
-    about = published.read_json(folder / CONFIG)
+    about, exact = published.read_json(folder / CONFIG), _overflows()
     try:
-        session = opened(folder / GRAPH, threads, exact=_overflows())
+        session = opened(folder / GRAPH, threads, exact)
     except Exception as error:  # the library has no common type for its errors
         raise LspError(f"{folder / GRAPH} can't be run: {error}.", code=Exit.ARTIFACT) from None
     names = {each.name for each in session.get_inputs()}
@@ -96,9 +98,8 @@ def answerer(folder: Path, threads: int = 0) -> Answers:
 
 
 def opened(graph: Path | bytes, threads: int = 0, exact: bool = False) -> Any:
-    """ONNX Runtime's session of a graph, on the CPU."""
-    import onnxruntime
-
+    """ONNX Runtime's session of a graph, on the CPU. Raises LspError (exit 5) where that is not installed."""
+    onnxruntime = _package("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors; its warnings are about its own rewriting of graphs
@@ -113,8 +114,6 @@ def check(model: Model, folder: Path) -> dict[str, Any]:
 
     Raises LspError (exit 1) where they are too far, from the model's or from each other's.
     """
-    import onnxruntime
-
     tokens_NT, types_NT = _texts(model)
     ours = _answers(model, tokens_NT, types_NT)
     theirs = _variants(converted(model.tokenizer, model.config.types), folder, tokens_NT, types_NT)
@@ -128,7 +127,7 @@ def check(model: Model, folder: Path) -> dict[str, Any]:
         "label_flips": int((_labels(model.config, theirs[0]) != _labels(model.config, ours)).sum()),
         "batch_difference": _furthest(theirs.max(0), theirs.min(0), tokens_NT),
         "tolerance": allowed,
-        "onnxruntime": onnxruntime.__version__,
+        "onnxruntime": _package("onnxruntime").__version__,
     }
     for key, what in (("largest_difference", "the model's"), ("batch_difference", "each other's, batched or alone")):
         if not found[key] <= allowed:
@@ -172,11 +171,23 @@ option `{EXACT[0]}` = `{EXACT[1]}`.
 """
 
 
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        raise LspError(
+            f"ONNX files need the Python package {name}.",
+            hint="Install it: pip install 'lsp[onnx]'",
+            code=Exit.MACHINE,
+        ) from None
+
+
 @functools.cache
 def _overflows() -> bool:
     """Whether ONNX Runtime's products of uint8 and int8 overflow here: where a processor has no instruction for them,
     two are added in 16 bits, unless a session is told not to. Being told takes twice as long where nothing overflows.
     """
+    _package("onnx")
     from onnx import TensorProto, helper, numpy_helper
 
     rows, columns = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
