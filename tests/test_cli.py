@@ -27,7 +27,7 @@ OPTIONS = {
     ],
     "explain": ["--from", "--label", "--html", "--text-column", *JSON],
     "import": ["--out", "--overwrite", *JSON],
-    "export": ["--from", "--format", "--out", "--overwrite", *JSON],
+    "export": ["--from", "--format", "--out", "--runtime", "--overwrite", *JSON],
     "finetune": [
         *["--from", "--train", "--dev", "--task", "--data", "--old", "--old-dev", *TRAINING[3:], "--tokenizer"],
         *[*RECIPE, "--seeds", "--sweep", "--budget", "--tracker", "--overwrite", *JSON],

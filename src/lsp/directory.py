@@ -34,7 +34,7 @@ WRITTEN = (
     "parts",
     "blackbox",
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),  # an export
-    "model.stablehlo",
+    *("model.stablehlo", "model.onnx"),
     *("structure.json", "pareto.json", "chain.toml"),  # of pruning and of a search
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked

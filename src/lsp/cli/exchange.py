@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsp import console
-from lsp.arguments import FromOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt, apart, need
+from lsp import LspError, console
+from lsp.arguments import FromOpt, JsonOpt, OutOpt, OverwriteOpt, QuietOpt, apart, need, need_package
 from lsp.cli.app import app, report
 
 
@@ -40,10 +40,14 @@ def export(
     *,
     begin: FromOpt,
     kind: Annotated[
-        Literal["huggingface", "stablehlo"],
+        Literal["huggingface", "onnx", "stablehlo"],
         typer.Option("--format", help="Which software it is for.", show_default=False),
     ],
     out: OutOpt,
+    runtime: Annotated[
+        Literal["any", "onnxruntime"],
+        typer.Option("--runtime", help="What will run an ONNX file: onnxruntime has a faster int8."),
+    ] = "any",
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -51,14 +55,20 @@ def export(
     """\b
     lsp export --from runs/sst2 --format huggingface --out exports/sst2
 
-    Write a folder with model, labels and tokenizer, and read it back to compare.
-    huggingface: AutoModel.from_pretrained of transformers loads it, in float32;
-    parameters are compared bit for bit.
-    stablehlo: a program that jax alone runs, int8 as the run is; logits are
-    compared over lengths, batches and padding. lsp predict and lsp bench take it.
+    Write a folder with the model, its labels and its tokenizer, and compare it with
+    the run before it counts. huggingface: what AutoModel.from_pretrained of
+    transformers loads, in float32, parameters bit for bit. onnx: one file for ONNX
+    Runtime and others. stablehlo: a program that jax alone runs. The last two are
+    int8 where the run is, their answers are compared over lengths, batches and
+    padding, and lsp predict and lsp bench take them.
     """
     need(begin)
     apart(out, begin)
+    if kind == "onnx":
+        for package in ("onnx", "onnxruntime"):
+            need_package(package, "onnx", "--format onnx")
+    elif runtime != "any":
+        raise LspError(f"--runtime is for ONNX files, and --format is {kind}.", hint="Leave it out.")
     from lsp.commands import export as verb
 
-    return report(verb.run(begin, out, kind, overwrite, console.Progress(quiet)), as_json)
+    return report(verb.run(begin, out, kind, overwrite, console.Progress(quiet), runtime), as_json)

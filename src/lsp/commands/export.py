@@ -5,33 +5,39 @@ from pathlib import Path
 from typing import Any
 
 from lsp import checkpoint, directory
-from lsp.deploy import huggingface, parity, stablehlo
+from lsp.deploy import huggingface, onnx, parity, stablehlo
 from lsp.deploy.card import card
 
 README = "README.md"
 Made = tuple[list[str], dict[str, Any]]  # the names of the files, and what a comparison with the run found
 
 
-def run(start: Path, out: Path, kind: str, overwrite: bool, progress: Any) -> dict[str, Any]:
-    """Writes the model of `start` to `out` in the format `kind` and returns its result."""
+def run(
+    start: Path, out: Path, kind: str, overwrite: bool, progress: Any, runtime: onnx.Runtime = "any"
+) -> dict[str, Any]:
+    """Writes the model of `start` to `out` in the format `kind`, for a `runtime` of ONNX, and returns its result."""
     inputs = {"from": directory.identity(directory.read(start)), "format": kind}
+    if kind == "onnx":
+        inputs["runtime"] = runtime
     with directory.claim(out, command="export", recipe="", inputs=inputs, overwrite=overwrite) as held:
         if held.complete:
             return held.result()
         base = checkpoint.open(start)
-        files, compared = (_to_stablehlo if kind == "stablehlo" else _to_huggingface)(base, out, progress)
+        if kind == "onnx":
+            files, compared = _to_onnx(base, out, progress, runtime)
+        else:
+            files, compared = (_to_stablehlo if kind == "stablehlo" else _to_huggingface)(base, out, progress)
         size = {"parameters": base.size()["parameters"], "bytes": sum((out / name).stat().st_size for name in files)}
         result = {"command": "export", "out": str(out), "status": "complete", "format": kind, "files": files, **size}
         result |= {"compared": compared} if compared else {}
         directory.write_atomically(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         manifest = {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]}
-        if compared:  # what `lsp predict` and `lsp bench` open
+        if compared and base.config.head == "classes":  # what `lsp predict` and `lsp bench` open
             manifest |= {
                 "runtime": kind,
                 "labels": list(base.labels),
                 "problem": base.config.problem,
                 "max_length": base.config.max_length,
-                "tokenizer": base.tokenizer.hash,
                 "compared": compared,
             }
         directory.seal(out, manifest)
@@ -44,6 +50,14 @@ def _to_huggingface(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Ma
     files = [*huggingface.write(_model(base), out), README]
     directory.write_atomically(out / README, card(base.manifest, base.path.name))
     return files, {}
+
+
+def _to_onnx(base: checkpoint.Checkpoint, out: Path, progress: Any, runtime: onnx.Runtime) -> Made:
+    model = _model(base)
+    files = [*onnx.write(model, out, runtime), README]
+    directory.write_atomically(out / README, card(base.manifest, base.path.name, "onnx") + onnx.usage(model.config))
+    progress.say("comparing it with the run")
+    return files, {"operators": runtime} | onnx.check(model, out)
 
 
 def _to_stablehlo(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:

@@ -6,12 +6,12 @@ from typing import Any
 TASKS = {"words": "fill-mask", "classes": "text-classification", "pooler": "feature-extraction"}
 
 
-def card(manifest: dict[str, Any], name: str) -> str:
+def card(manifest: dict[str, Any], name: str, library: str = "transformers") -> str:
     """Metadata as YAML that model hubs read, then the same for people. Licence, languages and data are for the one who
-    publishes it to say."""
+    publishes it to say. `library` is what loads the model."""
     head = manifest["model"]["head"]
     about = {
-        "library_name": "transformers",
+        "library_name": library,
         "pipeline_tag": TASKS.get(head, "feature-extraction"),
         "tags": ["lsp", manifest["model"]["preset"]],
     }

@@ -43,13 +43,7 @@ def open(path: Path) -> Exported:
     """The classifier in an export's folder, every byte confirmed. Raises LspError: 4 for a damaged one, 5 where a
     package that runs it is missing."""
     manifest = directory.read(path)
-    tokenizer = Tokenizer.load(path / "tokenizer")
-    if tokenizer.hash != manifest["tokenizer"]:
-        raise LspError(
-            f"The tokenizer in {path} is not its model's.",
-            hint="Export the run again with --overwrite.",
-            code=Exit.ARTIFACT,
-        )
+    tokenizer = Tokenizer.load(path)
     return Exported(
         path=path,
         manifest=manifest,
@@ -57,15 +51,20 @@ def open(path: Path) -> Exported:
         labels=tuple(manifest["labels"]),
         problem=manifest["problem"],
         max_length=manifest["max_length"],
-        answer=_answerer(path, manifest["runtime"]),
+        answer=_answerer(path, manifest["runtime"], tokenizer),
     )
 
 
-def _answerer(path: Path, runtime: str) -> Answer:
+def _answerer(path: Path, runtime: str, tokenizer: Tokenizer) -> Answer:
     if runtime == "stablehlo":
         from lsp.deploy import stablehlo
 
         return stablehlo.answerer(path)
+    if runtime == "onnx":
+        from lsp.deploy import onnx
+
+        theirs, answer = tokenizer.theirs, onnx.answerer(path)  # its pieces have the ids of tokenizer.json
+        return lambda tokens_BT, types_BT: answer(theirs[tokens_BT], types_BT)
     raise LspError(
         f"{path} is for {runtime}, which this version of lsp does not open.", hint="Upgrade lsp.", code=Exit.ARTIFACT
     )
