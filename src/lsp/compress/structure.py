@@ -56,7 +56,7 @@ def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progr
     if wish.layers > count:
         raise LspError(f"prune.depth = {wish.layers}, and the model has {count}.", hint="Give fewer.")
     layers = list(range(count))
-    if wish.layers:
+    if 0 < wish.layers < count:
         some = rows[: ROWS * JUDGES]
         batches = [examples.batch(some[at : at + ROWS], ROWS) for at in range(0, len(some), ROWS)]
         with progress.task("judging layers", count - wish.layers) as task:
@@ -65,7 +65,7 @@ def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progr
     shallow = depth.with_layers(model, layers)
     everything = {block: np.arange(size) for block, size in importance.sizes(shallow[0]).items()}
     if not wish.shape:
-        found = wish.faster(model, shallow) if wish.layers else 1.0
+        found = wish.faster(model, shallow) if len(layers) < count else 1.0
         if found >= wish.speedup:
             return Chosen(layers, everything, found)
     with progress.task("judging heads and units", len(rows)) as task:
