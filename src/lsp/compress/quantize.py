@@ -11,6 +11,7 @@ from lsp import Exit, LspError
 from lsp.model.int8 import Int8, quantize_array
 
 Tree = dict[Any, Any]
+Path = tuple[Any, ...]  # ("layers", 0, "attention", "qkv", "kernel")
 
 
 def quantize(params: Tree) -> Tree:
@@ -20,8 +21,8 @@ def quantize(params: Tree) -> Tree:
     What is `Int8` already stays as it is. Raises LspError (exit 4) naming a weight that holds NaN or infinity.
     """
 
-    def leaf(path: tuple[Any, ...], value: Any) -> Any:
-        if isinstance(value, Int8) or path[0] == "classifier" or path[-1] not in ("kernel", "table"):
+    def leaf(path: Path, value: Any) -> Any:
+        if isinstance(value, Int8) or not quantizable(path):
             return value
         try:
             return quantize_array(value, axis=1 if path[-1] == "kernel" else 0)
@@ -32,16 +33,22 @@ def quantize(params: Tree) -> Tree:
                 code=Exit.ARTIFACT,
             ) from None
 
-    return _mapped(leaf, params)
+    return mapped(leaf, params)
+
+
+def quantizable(path: Path) -> bool:
+    """Whether it is the path of a matrix that becomes smaller: all but the classifier's, which is tiny."""
+    return path[0] != "classifier" and path[-1] in ("kernel", "table")
 
 
 def dequantize(params: Tree) -> Tree:
     """Every `Int8` leaf as float32 again, for training. What rounding lost stays lost."""
-    return _mapped(lambda path, value: value.dequantize() if isinstance(value, Int8) else value, params)
+    return mapped(lambda path, value: value.dequantize() if isinstance(value, Int8) else value, params)
 
 
-def _mapped(leaf: Callable[[tuple[Any, ...], Any], Any], tree: Tree, path: tuple[Any, ...] = ()) -> Tree:
+def mapped(leaf: Callable[[Path, Any], Any], tree: Tree, path: Path = ()) -> Tree:
+    """The same tree with `leaf(path, value)` in the place of each value."""
     return {
-        name: _mapped(leaf, value, (*path, name)) if isinstance(value, dict) else leaf((*path, name), value)
+        name: mapped(leaf, value, (*path, name)) if isinstance(value, dict) else leaf((*path, name), value)
         for name, value in tree.items()
     }

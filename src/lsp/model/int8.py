@@ -9,6 +9,7 @@ On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by sig
 to int32 first. Hence two small primitives; elsewhere they lower to an ordinary int8 x int8 -> int32 dot.
 """
 
+import abc
 import functools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,19 @@ from lsp.model.lowrank import LowRank
 
 LARGEST = 127  # -128 is never used, so a weight and its negation both exist
 SMALLEST = 1e-30  # rows weaker than this become zeros; keeps 127 / absmax finite in float32
+
+
+class Matrix(abc.ABC):
+    """What stands in the place of a matrix in a parameter tree and makes its products itself: to be looked on, to be
+    tried out, to be trained. It may hold an array or `Int8`, and be a pytree where it enters a compiled function."""
+
+    @abc.abstractmethod
+    def product(self, x: jax.Array, transpose: bool) -> jax.Array:
+        """As `matmul`."""
+
+    @abc.abstractmethod
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """As `take`."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("q", "scale", "colsum"), meta_fields=("axis",))
@@ -78,13 +92,15 @@ def quantize_array(w: Any, axis: int) -> Int8:
 
 
 def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
-    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array, `Int8` or, but
-    for tables, `LowRank`.
+    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array, `Int8`,
+    `Matrix` or, but for tables, `LowRank`.
 
     With `Int8` x is quantised too: for each token (row over the last axis) scale = absmax / 127, rounded half to even;
     int32 sums are exact. A row with NaN or infinity gives NaN or infinity, never a finite number. Not differentiable
     with `Int8`: dequantize before training.
     """
+    if isinstance(w, Matrix):
+        return w.product(x, transpose)
     if isinstance(w, LowRank):
         base, a, b = (jnp.asarray(part).astype(x.dtype) for part in (w.base, w.a, w.b))
         return _product(x, base, False) + w.scale * _product(_product(x, a, False), b, False)
@@ -96,7 +112,9 @@ def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
 
 
 def take(table: Any, ids: jax.Array) -> jax.Array:
-    """Rows of an embedding table [V, D] (array or `Int8`) as float32 [..., D]; ids outside are clipped."""
+    """Rows of an embedding table [V, D] (array, `Int8` or `Matrix`) as float32 [..., D]; ids outside are clipped."""
+    if isinstance(table, Matrix):
+        return table.rows(ids)
     if not isinstance(table, Int8):
         return jnp.take(jnp.asarray(table), ids, axis=0, mode="clip").astype(jnp.float32)
     if table.axis != 0:
