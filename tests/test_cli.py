@@ -32,7 +32,7 @@ OPTIONS = {
         *["--from", "--train", "--dev", "--task", "--data", "--old", "--old-dev", *TRAINING[3:], "--tokenizer"],
         *[*RECIPE, "--seeds", "--sweep", "--budget", "--tracker", "--overwrite", *JSON],
     ],
-    "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
+    "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], "--max-drop", *RECIPE, "--overwrite", *JSON],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "compress distill": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "evaluate": ["--from", "--data", "--task", "--min", "--errors", "--slice", *TRAINING[-2:], *JSON],

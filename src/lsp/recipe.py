@@ -149,6 +149,11 @@ class Pruning:
 
 
 @dataclasses.dataclass(frozen=True)
+class Quantization:
+    max_drop: float = key(-1.0, "percent points that the main metric may fall on the `--dev` file: parts that cost most stay float until it holds; -1 means that all are quantised")
+
+
+@dataclasses.dataclass(frozen=True)
 class Distillation:
     temperature: float = key(2.0, "softens teacher and student before they are compared")
     hard: float = key(0.0, "weight of the labels, 0 to 1; the teacher has the rest")
@@ -189,8 +194,9 @@ class Finetune:
 
 @dataclasses.dataclass(frozen=True)
 class Quantize:
-    """Int8 weights and activations. There is nothing to choose yet but how examples are cut for measuring."""
+    """Int8 weights and activations."""
 
+    quantize: Quantization = Quantization()
     data: Labelled = Labelled()
 
 
@@ -232,6 +238,7 @@ LIMITS = (
     (("learning_rate", "temperature", "epochs", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
+    (("max_drop",), lambda v: v == -1 or v >= 0, "-1 or at least 0"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
 )
 

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from lsp import checkpoint, directory
+from lsp import checkpoint, console, directory
 from lsp import recipe as recipes
-from lsp.compress.quantize import quantize
+from lsp.compress import calibrate, sensitivity
+from lsp.compress.quantize import Tree, quantize
 from lsp.data import text
+from lsp.data.examples import Examples
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
+
+FEW = 300  # examples on which parts are compared
+SHOWN = 5  # parts that cost most
 
 
 def run(
@@ -20,7 +25,7 @@ def run(
     overwrite: bool,
     progress: Any,
 ) -> dict[str, Any]:
-    """Writes the int8 model to `out`; with `dev`, measures both."""
+    """Writes the int8 model to `out`; with `dev`, measures both, and what each part of the model costs."""
     inputs = {"from": directory.identity(directory.read(start)), "dev": text.digest([str(dev)]) if dev else ""}
     with directory.claim(
         out, command="compress quantize", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
@@ -29,22 +34,56 @@ def run(
             return held.result()
         base = checkpoint.open(start)
         params = quantize(base.params)
-        before: dict[str, Any] = base.size()
-        after: dict[str, Any] = {}
+        result: dict[str, Any] = {"before": base.size(), "after": {}, "gates": []}
+        kept: list[str] = []
         if dev is not None:
+            base.expect("classes")
             how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
             examples = labelled.read(dev, columns, base.labels, how)
-            classifier = Classifier(base.config)
-            progress.say("measuring before and after")
-            before |= classifier.score(base.params, examples).summary()
-            after |= classifier.score(params, examples).summary()
+            found, measured = judged(base, params, examples, recipe.quantize.max_drop, progress)
+            params, kept = found.params, found.kept
+            result = measured | {"before": result["before"] | measured["before"]}
+        applied = {"stage": "quantize", "bits": 8} | ({"float": kept} if kept else {})
         return checkpoint.finish(
             held,
             checkpoint.Model(base.config, params, base.tokenizer, base.labels),
             stage="quantize",
             step=base.manifest["step"],
-            metrics=after.get("metrics", {}),
-            compression=[*base.manifest["compression"], {"stage": "quantize", "bits": 8}],
+            metrics=result["after"].get("metrics", {}),
+            compression=[*base.manifest["compression"], applied],
             parents=[inputs["from"]],
-            result={"before": before, "after": after},
+            result=result,
         )
+
+
+def judged(
+    base: checkpoint.Checkpoint, small: Tree, examples: Examples, most: float, progress: Any
+) -> tuple[sensitivity.Within, dict[str, Any]]:
+    """The quantised model that keeps its drop within `most` percent points (any, if negative), and the result's account
+    of it: before, after, parts and outlier channels."""
+    classifier = Classifier(base.config)
+    few = calibrate.sample(examples, FEW)
+    progress.say(f"what each part costs when it alone is quantised, on {len(few)} examples")
+    rows = sensitivity.sensitivity(classifier, base.params, small, few)
+    for line in console.table(rows[:SHOWN]) if rows else ():
+        progress.say(line)
+    loud = calibrate.outliers(calibrate.largest(base.config, base.params, few))
+    progress.say("measuring before and after")
+    before = classifier.score(base.params, examples)
+    limit = None if most < 0 else most
+    ranked = [row["part"] for row in rows]
+    found = sensitivity.within(classifier, base.params, small, examples, before, ranked, limit)
+    if found.kept:
+        progress.say(f"float as before: {', '.join(found.kept)}")
+    gates = []
+    if limit is not None:
+        points = found.drop["points"]
+        gates = [{"metric": found.drop["metric"], "max_drop": most, "value": points, "passed": points <= most}]
+    return found, {
+        "before": before.summary(),
+        "after": found.scores.summary() | {"drop": found.drop},
+        "kept_float": found.kept,
+        "sensitivity": rows,
+        "outliers": loud,
+        "gates": gates,
+    }
