@@ -75,7 +75,12 @@ def _stored(node: Tree) -> Any:
     if isinstance(node, Int8):
         # The scale keeps the matrix's rank, [1, N] or [V, 1]: q · scale is the matrix, and the axis need not be told.
         scale = np.expand_dims(np.asarray(node.scale), 1 - node.axis)
-        return {"q": pack(np.asarray(node.q)), "scale": scale}
+        entry = {"q": pack(np.asarray(node.q)), "scale": scale}
+        if node.factor is not None:
+            entry["factor"] = np.asarray(node.factor)
+        if node.limit is not None:
+            entry["limit"] = np.asarray(node.limit).reshape(1)
+        return entry
     return pack(np.asarray(node))
 
 
@@ -83,14 +88,25 @@ def _loaded(node: Any) -> Tree:
     """The inverse of `_stored`."""
     if not isinstance(node, dict) or is_packed(node):
         return unpack(node)
-    if node.keys() == {"q", "scale"}:
-        q, scale = unpack(node["q"]), node["scale"]
-        axis = 1 if scale.shape == (1, q.shape[1]) else 0
-        if scale.shape[axis] != q.shape[axis] or scale.size != q.shape[axis]:
-            raise ValueError(f"int8 values of shape {q.shape} do not fit scales of shape {scale.shape}")
-        return Int8.stored(q, scale.reshape(-1), axis)
+    if {"q", "scale"} <= node.keys():
+        if unknown := node.keys() - {"q", "scale", "factor", "limit"}:
+            raise ValueError(f"an int8 matrix with {', '.join(sorted(unknown))} beside it")
+        return _int8(**node)
     children = {int(key) if key.isdecimal() else key: _loaded(child) for key, child in node.items()}
     return dict(sorted(children.items(), key=lambda item: (str(type(item[0])), item[0])))  # layer 2 before layer 10
+
+
+def _int8(q: Any, scale: np.ndarray, factor: np.ndarray | None = None, limit: np.ndarray | None = None) -> Int8:
+    """The matrix from its entries. Raises ValueError where they do not fit."""
+    q = unpack(q)
+    axis = 1 if scale.shape == (1, q.shape[1]) else 0
+    if scale.shape[axis] != q.shape[axis] or scale.size != q.shape[axis]:
+        raise ValueError(f"int8 values of shape {q.shape} do not fit scales of shape {scale.shape}")
+    if factor is not None and factor.shape != (q.shape[1 - axis],):
+        raise ValueError(f"int8 values of shape {q.shape} do not fit factors of shape {factor.shape}")
+    if limit is not None and (limit.shape != (1,) or not 0 < limit[0] < np.inf):
+        raise ValueError(f"the limit of an int8 matrix's inputs is {limit.tolist()}")
+    return Int8.stored(q, scale.reshape(-1), axis, factor, None if limit is None else limit.reshape(()))
 
 
 def orbax() -> Any:

@@ -150,7 +150,15 @@ class Pruning:
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
+    smooth: float = key(0.0, "SmoothQuant: how much of the outliers of an activation moves into the weights, 0 to 1, by the `--train` file; 0.5 is usual, 0 means nothing")
+    rounding: Literal["nearest", "gptq"] = key("nearest", "how weights are rounded: each by itself, or (`gptq`) so that one makes up for the other, by the `--train` file")
+    sample: int = key(256, "examples of the `--train` file that calibrate")
     max_drop: float = key(-1.0, "percent points that the main metric may fall on the `--dev` file: parts that cost most stay float until it holds; -1 means that all are quantised")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether a sample of examples is needed."""
+        return self.smooth > 0 or self.rounding == "gptq"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,10 +238,10 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill)
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("mask_rate", "mask_rate_end", "smooth", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
-    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
+    (("layers", "width", "heads", "batch_size", "sample", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor"), lambda v: v >= 1, "at least 1"),
     (("steps", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "epochs", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),

@@ -17,19 +17,7 @@ from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef
 
 Draw = Callable[[ModelConfig, int], dict]
-
-
-def examples(count: int, seed: int = 0, lengths: tuple[int, ...] = (3, 7, 9, 15, 20)) -> Examples:
-    """Of so many tokens, without texts."""
-    random = np.random.default_rng(seed)
-    made = Examples.__new__(Examples)
-    made.sequence_length = 32
-    made.tokens = [random.integers(5, 300, random.choice(lengths)).astype(np.int32) for _ in range(count)]
-    made.labels = random.integers(0, 3, count).astype(np.int32)
-    made.weights, made.seconds = np.ones(count, np.float32), np.full(count, 2, np.int32)
-    made.lengths = np.array([len(each) for each in made.tokens])
-    made.too_long, made.cut = np.zeros(count, bool), 0
-    return made
+Invent = Callable[..., Examples]
 
 
 def inputs(config: ModelConfig, params: dict, some: Examples, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
@@ -61,10 +49,10 @@ def inputs(config: ModelConfig, params: dict, some: Examples, monkeypatch: pytes
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_sums_are_those_of_all_real_tokens_each_once(
-    config: ModelConfig, draw: Draw, pooling: Any, monkeypatch: pytest.MonkeyPatch
+    config: ModelConfig, draw: Draw, invent: Invent, pooling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config.classifier(3, pooling, 0.0)
-    params, some = draw(config, 0), examples(5, lengths=(4, 9))
+    params, some = draw(config, 0), invent(5, lengths=(4, 9))
     wanted = inputs(config, params, some, monkeypatch)
     del wanted["classifier.kernel"]
     largest = calibrate.largest(config, params, some)
@@ -81,9 +69,9 @@ def test_sums_are_those_of_all_real_tokens_each_once(
         assert products[name].dtype == np.float64
 
 
-def test_sums_of_a_sample_are_those_of_its_parts(draw: Draw) -> None:
+def test_sums_of_a_sample_are_those_of_its_parts(draw: Draw, invent: Invent) -> None:
     config = ModelConfig("modern", 300, 16, (Layer(2, 8, 24),), 32).classifier(3, "mean", 0.0)
-    params, some = draw(config, 0), examples(400)
+    params, some = draw(config, 0), invent(400)
     together = calibrate.largest(config, params, some)
     apart = [calibrate.largest(config, params, some.some(np.array([i]))) for i in (0, 17)]
     both = calibrate.largest(config, params, some.some(np.array([17, 0])))
@@ -92,15 +80,15 @@ def test_sums_of_a_sample_are_those_of_its_parts(draw: Draw) -> None:
         assert (together[name] >= both[name] * 0.999).all()
 
 
-def test_an_lstm_shows_its_lower_products(draw: Draw) -> None:
+def test_an_lstm_shows_its_lower_products(draw: Draw, invent: Invent) -> None:
     config = ModelConfig("bilstm", 300, 16, (Layer(2, 8, 24),), 32).classifier(3, "mean", 0.0)
-    found = calibrate.largest(config, draw(config, 0), examples(3))
+    found = calibrate.largest(config, draw(config, 0), invent(3))
     assert sorted(found) == ["layers.0.below.kernel", "pooler.kernel"]
     assert {name for name in calibrate.RECURRENT} <= vars(LSTMLayer(config, config.layers[0], True, nnx.Rngs(0))).keys()
 
 
-def test_a_sample_is_drawn_once_and_keeps_what_belongs_together() -> None:
-    whole = examples(50)
+def test_a_sample_is_drawn_once_and_keeps_what_belongs_together(invent: Invent) -> None:
+    whole = invent(50)
     part = calibrate.sample(whole, 10, seed=3)
     places = [next(i for i, tokens in enumerate(whole.tokens) if tokens is own) for own in part.tokens]
     assert len(part) == 10 and places == sorted(set(places))
@@ -120,12 +108,12 @@ def test_outliers_are_named_the_largest_first() -> None:
     assert rows[0]["times"] == pytest.approx(20.0 / np.median(loud))
 
 
-def test_a_planted_outlier_is_found_where_it_is(draw: Draw) -> None:
+def test_a_planted_outlier_is_found_where_it_is(draw: Draw, invent: Invent) -> None:
     config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),) * 2, 32).classifier(3, "mean", 0.0)
     params = draw(config, 0)
     norm = params["layers"][0]["feedforward"]["norm"]
     params["layers"][0]["feedforward"]["norm"] = norm | {"bias": norm["bias"].at[5].set(60.0)}
-    rows = calibrate.outliers(calibrate.largest(config, params, examples(4)))
+    rows = calibrate.outliers(calibrate.largest(config, params, invent(4)))
     named = {row["kernel"]: row["channels"] for row in rows}
     assert named["layers.1.attention.qkv.kernel"] == [5]
     assert "layers.0.attention.qkv.kernel" not in named

@@ -20,6 +20,7 @@ from lsp.model.int8 import Int8, present
 from lsp.train.evaluate import Classifier
 
 Draw = Callable[[ModelConfig, int], dict]
+Invent = Callable[..., Examples]
 CONFIG = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),) * 3, 32).classifier(3, "mean", 0.0)
 BAD = "layers.1.feedforward"
 
@@ -44,20 +45,11 @@ def rightly(params: dict, some: Examples) -> np.ndarray:
     return (logits_NC - logits_NC.mean(0)).argmax(1).astype(np.int32)
 
 
-def examples(count: int, params: dict) -> Examples:
-    """Random tokens, labelled as the float model answers."""
-    random = np.random.default_rng(0)
-    made = Examples.__new__(Examples)
-    made.tokens = [random.integers(5, 300, 9).astype(np.int32) for _ in range(count)]
-    made.weights, made.seconds = np.ones(count, np.float32), np.full(count, 9, np.int32)
-    made.lengths, made.too_long, made.cut = np.full(count, 9), np.zeros(count, bool), 0
-    made.labels = rightly(params, made)
-    return made
-
-
-def test_the_planted_part_is_most_harmful_and_stays_float(draw: Draw) -> None:
+def test_the_planted_part_is_most_harmful_and_stays_float(draw: Draw, invent: Invent) -> None:
     params = planted(draw)
-    some, small, classifier = examples(60, params), quantize(params), Classifier(CONFIG)
+    some = invent(60, lengths=(9,))
+    some.labels = rightly(params, some)
+    small, classifier = quantize(params), Classifier(CONFIG)
     rows = sensitivity.sensitivity(classifier, params, small, some)
     names = {f"layers.{i}.{block}" for i in range(3) for block in ("attention", "feedforward")} | {"pooler"}
     assert {row["part"] for row in rows} == names | {"embeddings"}

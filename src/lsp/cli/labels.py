@@ -161,6 +161,10 @@ def quantize(
     dev: Annotated[
         Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
     ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="FILE", help="Examples to calibrate with, where asked for."),
+    ] = None,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
     most: Annotated[
@@ -192,12 +196,16 @@ def quantize(
     if plan.quantize.max_drop >= 0 and dev is None:
         raise LspError("--max-drop has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
     columns = (tuple(text_column), label_column)
-    need(dev, code=Exit.DATA)
+    if plan.quantize.calibrates and train is None:
+        raise LspError(
+            "The recipe's [quantize] asks for a sample.", hint="Add --train FILE, the file it was finetuned on."
+        )
+    need(dev, train, code=Exit.DATA)
     need(begin)
     apart(out, begin)
     from lsp.commands import quantize as verb
 
-    made = verb.run(begin, out, plan, dev, columns, overwrite=overwrite, progress=console.Progress(quiet))
+    made = verb.run(begin, out, plan, dev, columns, overwrite, console.Progress(quiet), train)
     report(made, as_json)
     return Exit.DONE if all(gate["passed"] for gate in made["gates"]) else Exit.NO
 

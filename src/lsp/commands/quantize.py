@@ -5,7 +5,7 @@ from typing import Any
 
 from lsp import checkpoint, console, directory
 from lsp import recipe as recipes
-from lsp.compress import calibrate, sensitivity
+from lsp.compress import calibrate, calibrated, sensitivity
 from lsp.compress.quantize import Tree, quantize
 from lsp.data import text
 from lsp.data.examples import Examples
@@ -24,21 +24,31 @@ def run(
     columns: labelled.Columns,
     overwrite: bool,
     progress: Any,
+    train: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the int8 model to `out`; with `dev`, measures both, and what each part of the model costs."""
+    """Writes the int8 model to `out`; `train` is the file to calibrate with, where the recipe needs one. With `dev`
+    measures both, and what each part of the model costs."""
     inputs = {"from": directory.identity(directory.read(start)), "dev": text.digest([str(dev)]) if dev else ""}
+    if train is not None:
+        inputs["train"] = text.digest([str(train)])
     with directory.claim(
         out, command="compress quantize", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
     ) as held:
         if held.complete:
             return held.result()
         base = checkpoint.open(start)
-        params = quantize(base.params)
+        how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
+        sample = None
+        if train is not None and recipe.quantize.calibrates:
+            base.expect("classes")
+            table = labelled.read_table(train, columns, base.labels, how)
+            sample = calibrate.sample(how.examples(table), recipe.quantize.sample)
+            progress.say(f"calibrating on {len(sample)} examples")
+        params = quantize(base.params, calibrated.maker(recipe.quantize, base.config, base.params, sample))
         result: dict[str, Any] = {"before": base.size(), "after": {}, "gates": []}
         kept: list[str] = []
         if dev is not None:
             base.expect("classes")
-            how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
             examples = labelled.read(dev, columns, base.labels, how)
             found, measured = judged(base, params, examples, recipe.quantize.max_drop, progress)
             params, kept = found.params, found.kept
