@@ -150,6 +150,9 @@ class Pruning:
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
+    method: Literal["dynamic", "weights"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`); or weights alone (`weights`: smaller, not faster)")
+    bits: int = key(8, "bits of a weight; 4 with `weights` only")
+    group: int = key(0, "weights of a column that share a scale, with `weights`: 64 say, for 4 bits; 0 means all")
     smooth: float = key(0.0, "SmoothQuant: how much of the outliers of an activation moves into the weights, 0 to 1, by the `--train` file; 0.5 is usual, 0 means nothing")
     rounding: Literal["nearest", "gptq"] = key("nearest", "how weights are rounded: each by itself, or (`gptq`) so that one makes up for the other, by the `--train` file")
     sample: int = key(256, "examples of the `--train` file that calibrate")
@@ -159,6 +162,19 @@ class Quantization:
     def calibrates(self) -> bool:
         """Whether a sample of examples is needed."""
         return self.smooth > 0 or self.rounding == "gptq"
+
+    def applied(self) -> dict[str, Any]:
+        """What a manifest says of it: the bits, and what differs from the defaults."""
+        plain = Quantization()
+        ours = {name: getattr(self, name) for name in ("method", "group", "smooth", "rounding")}
+        return {"stage": "quantize", "bits": self.bits} | {n: v for n, v in ours.items() if v != getattr(plain, n)}
+
+    def check(self) -> None:
+        """Raises LspError (exit 2) for settings that say nothing together."""
+        if self.method != "weights" and (self.bits != 8 or self.group):
+            raise LspError(f"quantize.bits and quantize.group are for weights alone, and the method is {self.method}.", hint="Add --method weights, or leave them out.")
+        if self.method == "weights" and self.smooth:
+            raise LspError("quantize.smooth is for activations, which --method weights leaves float.", hint="Leave quantize.smooth out.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +262,8 @@ LIMITS = (
     (("learning_rate", "temperature", "epochs", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
+    (("group",), lambda v: v == 0 or v > 1, "0 or at least 2"),
+    (("bits",), lambda v: v in (4, 8), "4 or 8"),
     (("max_drop",), lambda v: v == -1 or v >= 0, "-1 or at least 0"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
 )

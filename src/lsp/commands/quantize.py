@@ -47,13 +47,15 @@ def run(
         params = quantize(base.params, calibrated.maker(recipe.quantize, base.config, base.params, sample))
         result: dict[str, Any] = {"before": base.size(), "after": {}, "gates": []}
         kept: list[str] = []
+        if recipe.quantize.method == "weights":
+            progress.say("weights alone are quantised: smaller, not faster")
         if dev is not None:
             base.expect("classes")
             examples = labelled.read(dev, columns, base.labels, how)
             found, measured = judged(base, params, examples, recipe.quantize.max_drop, progress)
             params, kept = found.params, found.kept
             result = measured | {"before": result["before"] | measured["before"]}
-        applied = {"stage": "quantize", "bits": 8} | ({"float": kept} if kept else {})
+        applied = recipe.quantize.applied() | ({"float": kept} if kept else {})
         return checkpoint.finish(
             held,
             checkpoint.Model(base.config, params, base.tokenizer, base.labels),

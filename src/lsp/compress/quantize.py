@@ -10,6 +10,7 @@ from typing import Any
 
 from lsp import Exit, LspError
 from lsp.model.int8 import Int8, quantize_array
+from lsp.model.weightonly import is_quantized
 
 Tree = dict[Any, Any]
 Path = tuple[Any, ...]  # ("layers", 0, "attention", "qkv", "kernel")
@@ -22,14 +23,15 @@ def nearest(name: str, w: Any, axis: int) -> Int8:
 
 
 def quantize(params: Tree, make: Make = nearest) -> Tree:
-    """The same model with every kernel (by column) and every embedding table (by row) as `make` has it: as `Int8`.
+    """The same model with every kernel (by column) and every embedding table (by row) as `make` has it: as `Int8`,
+    or as `WeightOnly`.
 
     The classifier's kernel, biases and norms stay float32: they are tiny, and the classifier's error is the answer's.
-    What is `Int8` already stays as it is. Raises LspError (exit 4) naming a weight that holds NaN or infinity.
+    What is quantised already stays as it is. Raises LspError (exit 4) naming a weight that holds NaN or infinity.
     """
 
     def leaf(path: Path, value: Any) -> Any:
-        if isinstance(value, Int8) or not quantizable(path):
+        if is_quantized(value) or not quantizable(path):
             return value
         name = ".".join(map(str, path))
         try:
@@ -50,8 +52,8 @@ def quantizable(path: Path) -> bool:
 
 
 def dequantize(params: Tree) -> Tree:
-    """Every `Int8` leaf as float32 again, for training. What rounding lost stays lost."""
-    return mapped(lambda path, value: value.dequantize() if isinstance(value, Int8) else value, params)
+    """Every quantised leaf as float32 again, for training. What rounding lost stays lost."""
+    return mapped(lambda path, value: value.dequantize() if is_quantized(value) else value, params)
 
 
 def mapped(leaf: Callable[[Path, Any], Any], tree: Tree, path: Path = ()) -> Tree:
