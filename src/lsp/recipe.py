@@ -148,9 +148,13 @@ class Pruning:
     every: int = key(20, "steps between two updates of the masks")
 
 
+Calibration = Literal["minmax", "percentile", "mse", "kl"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    method: Literal["dynamic", "weights"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`); or weights alone (`weights`: smaller, not faster)")
+    method: Literal["dynamic", "static", "weights"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`), or one for each matrix that the `--train` file tells (`static`); or weights alone (`weights`: smaller, not faster)")
+    calibration: Calibration = key("percentile", "the largest activation that `static` keeps: all are kept (`minmax`), all but one in ten thousand (`percentile`), or what makes the squared error (`mse`) or the KL divergence (`kl`) least")
     bits: int = key(8, "bits of a weight; 4 with `weights` only")
     group: int = key(0, "weights of a column that share a scale, with `weights`: 64 say, for 4 bits; 0 means all")
     smooth: float = key(0.0, "SmoothQuant: how much of the outliers of an activation moves into the weights, 0 to 1, by the `--train` file; 0.5 is usual, 0 means nothing")
@@ -161,12 +165,13 @@ class Quantization:
     @property
     def calibrates(self) -> bool:
         """Whether a sample of examples is needed."""
-        return self.smooth > 0 or self.rounding == "gptq"
+        return self.method == "static" or self.smooth > 0 or self.rounding == "gptq"
 
     def applied(self) -> dict[str, Any]:
         """What a manifest says of it: the bits, and what differs from the defaults."""
         plain = Quantization()
         ours = {name: getattr(self, name) for name in ("method", "group", "smooth", "rounding")}
+        ours |= {"calibration": self.calibration} if self.method == "static" else {}
         return {"stage": "quantize", "bits": self.bits} | {n: v for n, v in ours.items() if v != getattr(plain, n)}
 
     def check(self) -> None:

@@ -172,7 +172,7 @@ def quantize(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="What is quantised, and how: dynamic (if left out) or weights.",
+            help="dynamic (if left out), static or weights: see docs/recipes.md.",
             show_default=False,
         ),
     ] = "",

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsp.compress import calibrate, gptq, smooth
-from lsp.compress.quantize import Make, Tree, nearest
+from lsp.compress import calibrate, gptq, histogram, smooth
+from lsp.compress.quantize import Make, Tree, mapped, nearest
 from lsp.data.examples import Examples
 from lsp.model import weightonly
 from lsp.model.config import ModelConfig
@@ -16,35 +16,47 @@ from lsp.recipe import Quantization
 
 
 class Seen(NamedTuple):
-    """What reached the kernels, by their names; empty where nobody asked."""
+    """What the sample says of the kernels, by their names; empty where nobody asked."""
 
-    largest: dict[str, np.ndarray]  # magnitude of each channel, float32 [K]
+    factors: dict[str, np.ndarray]  # of SmoothQuant, float32 [K]
     products: dict[str, np.ndarray]  # XᵀX, float64 [K, K]
+    limits: dict[str, np.float32]  # of static quantisation, of what enters times the factors
 
 
 def maker(recipe: Quantization, config: ModelConfig, params: Tree, sample: Examples | None) -> Make:
     """How the recipe makes a smaller matrix of a float one (`quantize.quantize`). What the sample does not reach, the
-    tables and the products inside an LSTM, is rounded to nearest."""
-    seen = Seen({}, {})
-    if sample is not None:
-        seen = Seen(
-            calibrate.largest(config, params, sample) if recipe.smooth else {},
-            calibrate.products(config, params, sample) if recipe.rounding == "gptq" else {},
-        )
-    return partial(_weights, recipe, seen) if recipe.method == "weights" else partial(_int8, recipe, seen)
+    tables and the products inside an LSTM, is rounded to nearest, and has a scale for each token."""
+    seen = Seen({}, {}, {}) if sample is None else look(recipe, config, params, sample)
+    return partial(_weights, recipe, seen) if recipe.method == "weights" else partial(_int8, seen)
 
 
-def _int8(recipe: Quantization, seen: Seen, name: str, w: Any, axis: int) -> Int8:
-    factor = None
-    if name in seen.largest:
-        factor = smooth.factors(seen.largest[name], np.asarray(w), recipe.smooth)
-        w = np.asarray(w) / factor[:, None]
+def look(recipe: Quantization, config: ModelConfig, params: Tree, sample: Examples) -> Seen:
+    """What the recipe wants to know of the sample."""
+    kernels: dict[str, np.ndarray] = {}
+    mapped(lambda path, w: kernels.setdefault(".".join(map(str, path)), w), params)
+    products = calibrate.products(config, params, sample) if recipe.rounding == "gptq" else {}
+    if not recipe.smooth and recipe.method != "static":
+        return Seen({}, products, {})
+    largest, factors, limits = calibrate.largest(config, params, sample), {}, {}
+    if recipe.smooth:
+        factors = {name: smooth.factors(top, np.asarray(kernels[name]), recipe.smooth) for name, top in largest.items()}
+    if recipe.method == "static":
+        ends = {name: float((top * factors.get(name, np.float32(1))).max()) for name, top in largest.items()}
+        counts = histogram.histograms(config, params, sample, factors, ends)
+        limit = histogram.LIMITS[recipe.calibration]
+        limits = {name: np.float32(limit(counts[name], ends[name])) for name in counts}
+    return Seen(factors, products, limits)
+
+
+def _int8(seen: Seen, name: str, w: Any, axis: int) -> Int8:
+    factor = seen.factors.get(name)
+    w = w if factor is None else np.asarray(w) / factor[:, None]
     small = nearest(name, w, axis)
     q = small.q
     if name in seen.products:
         square = seen.products[name] if factor is None else seen.products[name] * np.outer(factor, factor)
         q = gptq.rounded(np.asarray(w), np.asarray(small.scale), LARGEST, square)
-    return Int8.stored(q, small.scale, axis, factor)
+    return Int8.stored(q, small.scale, axis, factor, seen.limits.get(name))
 
 
 def _weights(recipe: Quantization, seen: Seen, name: str, w: Any, axis: int) -> WeightOnly:
