@@ -153,19 +153,20 @@ Calibration = Literal["minmax", "percentile", "mse", "kl"]
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    method: Literal["dynamic", "static", "weights"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`), or one for each matrix that the `--train` file tells (`static`); or weights alone (`weights`: smaller, not faster)")
+    method: Literal["dynamic", "static", "weights", "trained"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`), or one for each matrix that the `--train` file tells (`static`); weights alone (`weights`: smaller, not faster); or as `dynamic`, after training in int8 on the `--train` file (`trained`)")
     calibration: Calibration = key("percentile", "the largest activation that `static` keeps: all are kept (`minmax`), all but one in ten thousand (`percentile`), or what makes the squared error (`mse`) or the KL divergence (`kl`) least")
     bits: int = key(8, "bits of a weight; 4 with `weights` only")
     group: int = key(0, "weights of a column that share a scale, with `weights`: 64 say, for 4 bits; 0 means all")
     smooth: float = key(0.0, "SmoothQuant: how much of the outliers of an activation moves into the weights, 0 to 1, by the `--train` file; 0.5 is usual, 0 means nothing")
     rounding: Literal["nearest", "gptq"] = key("nearest", "how weights are rounded: each by itself, or (`gptq`) so that one makes up for the other, by the `--train` file")
+    hard: float = key(0.0, "with `trained`, weight of the labels, 0 to 1; the answers of the float model have the rest")
     sample: int = key(256, "examples of the `--train` file that calibrate")
     max_drop: float = key(-1.0, "percent points that the main metric may fall on the `--dev` file: parts that cost most stay float until it holds; -1 means that all are quantised")
 
     @property
     def calibrates(self) -> bool:
-        """Whether a sample of examples is needed."""
-        return self.method == "static" or self.smooth > 0 or self.rounding == "gptq"
+        """Whether the `--train` file is needed."""
+        return self.method in ("static", "trained") or self.smooth > 0 or self.rounding == "gptq"
 
     def applied(self) -> dict[str, Any]:
         """What a manifest says of it: the bits, and what differs from the defaults."""
@@ -178,6 +179,8 @@ class Quantization:
         """Raises LspError (exit 2) for settings that say nothing together."""
         if self.method != "weights" and (self.bits != 8 or self.group):
             raise LspError(f"quantize.bits and quantize.group are for weights alone, and the method is {self.method}.", hint="Add --method weights, or leave them out.")
+        if self.method == "trained" and (self.smooth or self.rounding != "nearest"):
+            raise LspError("quantize.smooth and quantize.rounding are for a model that is not trained.", hint="Leave them out, or leave out --method trained.")
         if self.method == "weights" and self.smooth:
             raise LspError("quantize.smooth is for activations, which --method weights leaves float.", hint="Leave quantize.smooth out.")
 
@@ -223,10 +226,14 @@ class Finetune:
 
 @dataclasses.dataclass(frozen=True)
 class Quantize:
-    """Int8 weights and activations."""
+    """Int8 weights and activations, or weights alone. `head`, `data`, `train` and `mesh` are for `quantize.method =
+    "trained"`."""
 
     quantize: Quantization = Quantization()
+    head: Head = Head()
     data: Labelled = Labelled()
+    train: Train = Train(epochs=1.0, learning_rate=2e-5, beta2=0.999)
+    mesh: Mesh = Mesh()
 
 
 @dataclasses.dataclass(frozen=True)

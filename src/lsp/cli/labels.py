@@ -163,7 +163,7 @@ def quantize(
     ] = None,
     train: Annotated[
         Path | None,
-        typer.Option("--train", metavar="FILE", help="Examples to calibrate with, where asked for."),
+        typer.Option("--train", metavar="FILE", help="Examples to calibrate or to train with."),
     ] = None,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
@@ -172,7 +172,7 @@ def quantize(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="dynamic (if left out), static or weights: see docs/recipes.md.",
+            help="dynamic (if left out), static, weights or trained.",
             show_default=False,
         ),
     ] = "",
@@ -198,7 +198,9 @@ def quantize(
     processor multiplies int8. With --dev it says what each part costs alone, and
     with --max-drop 0.5 those that cost most stay float until accuracy falls by no
     more than half a percent point. --method weights leaves activations float:
-    smaller, with --set quantize.bits=4 eight times, but not faster.
+    smaller, with --set quantize.bits=4 eight times, but not faster. static and
+    what else [quantize] in docs/recipes.md has to choose calibrate on --train;
+    trained learns on it in int8.
     """
     plan = recipe.load(recipe.Quantize, recipe_file, changes)
     if method:
@@ -206,13 +208,8 @@ def quantize(
     if most is not None:
         plan = replace(plan, quantize=replace(plan.quantize, max_drop=most))
     plan.quantize.check()
-    if plan.quantize.max_drop >= 0 and dev is None:
-        raise LspError("--max-drop has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
+    need_examples(plan.quantize, train, dev)
     columns = (tuple(text_column), label_column)
-    if plan.quantize.calibrates and train is None:
-        raise LspError(
-            "The recipe's [quantize] asks for a sample.", hint="Add --train FILE, the file it was finetuned on."
-        )
     need(dev, train, code=Exit.DATA)
     need(begin)
     apart(out, begin)
@@ -221,6 +218,16 @@ def quantize(
     made = verb.run(begin, out, plan, dev, columns, overwrite, console.Progress(quiet), train)
     report(made, as_json)
     return Exit.DONE if all(gate["passed"] for gate in made["gates"]) else Exit.NO
+
+
+def need_examples(plan: recipe.Quantization, train: Path | None, dev: Path | None) -> None:
+    """Raises LspError where the recipe asks for a file that was not given."""
+    if plan.calibrates and train is None:
+        what = "to train on" if plan.method == "trained" else "to calibrate with"
+        raise LspError(f"[quantize] asks for examples {what}.", hint="Add --train FILE, as in lsp finetune.")
+    if dev is None and (plan.max_drop >= 0 or plan.method == "trained"):
+        option = "--max-drop" if plan.max_drop >= 0 else "--method trained"
+        raise LspError(f"{option} has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
 
 
 @compress.command(short_help="Zeros in the encoder's matrices: smaller, not faster.")
