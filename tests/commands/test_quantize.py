@@ -110,6 +110,7 @@ def test_what_is_weight_only_can_be_pruned(run: Path, tmp_path: Path) -> None:
         (["--method", "weights", "--set", "quantize.smooth=0.5", "--train", "TRAIN"], "fix: Leave quantize.smooth out"),
         (["--method", "trained", "--set", "quantize.rounding=gptq"], "fix: Leave them out"),
         (["--max-drop", "0.5"], "fix: Add --dev FILE"),
+        (["--max-drop", "nan"], "must be -1 or at least 0"),
         (["--set", "quantize.max_drop=-2"], "must be -1 or at least 0"),
     ],
 )

@@ -50,7 +50,9 @@ def test_the_planted_part_is_most_harmful_and_stays_float(draw: Draw, invent: In
     some = invent(60, lengths=(9,))
     some.labels = rightly(params, some)
     small, classifier = quantize(params), Classifier(CONFIG)
-    rows = sensitivity.sensitivity(classifier, params, small, some)
+    heard: list[int] = []
+    rows = sensitivity.sensitivity(classifier, params, small, some, heard.append)
+    assert heard == list(range(1, 9))
     names = {f"layers.{i}.{block}" for i in range(3) for block in ("attention", "feedforward")} | {"pooler"}
     assert {row["part"] for row in rows} == names | {"embeddings"}
     assert rows[0]["part"] == BAD and rows[0]["divergence"] > 3 * rows[1]["divergence"]

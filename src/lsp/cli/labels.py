@@ -181,8 +181,8 @@ def quantize(
         typer.Option(
             "--max-drop",
             metavar="POINTS",
-            help="Parts stay float until the metric falls no more; exit 1 where none can be left.",
-            min=0.0,
+            help="Parts stay float until it falls by no more; exit 1 where that can't be.",
+            show_default=False,
         ),
     ] = None,
     recipe_file: RecipeOpt = None,
@@ -206,7 +206,7 @@ def quantize(
     if method:
         plan = recipe.load(recipe.Quantize, None, [f"quantize.method={method}"], plan, "--method")
     if most is not None:
-        plan = replace(plan, quantize=replace(plan.quantize, max_drop=most))
+        plan = recipe.load(recipe.Quantize, None, [f"quantize.max_drop={most}"], plan, "--max-drop")
     plan.quantize.check()
     need_examples(plan.quantize, train, dev)
     columns = (tuple(text_column), label_column)

@@ -15,7 +15,7 @@ from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
 
-FEW = 300  # examples on which parts are compared
+FEW = 128  # examples on which parts are compared: the model answers them once for each part
 SHOWN = 5  # parts that cost most
 
 
@@ -121,7 +121,8 @@ def judged(
     classifier = Classifier(base.config)
     few = calibrate.sample(examples, FEW)
     progress.say(f"what each part costs when it alone is quantised, on {len(few)} examples")
-    rows = sensitivity.sensitivity(classifier, made.floats, made.small, few)
+    with progress.task("parts", len(sensitivity.parts(made.floats, made.small))) as task:
+        rows = sensitivity.sensitivity(classifier, made.floats, made.small, few, task.update)
     for line in console.table(rows[:SHOWN]) if rows else ():
         progress.say(line)
     loud = calibrate.outliers(calibrate.largest(base.config, made.floats, few))

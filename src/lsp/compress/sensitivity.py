@@ -64,10 +64,17 @@ def mixed(params: Tree, small: Tree, kept: Set[str]) -> Tree:
     return mapped(lambda path, w: w if part(path) in kept else _at(small, path), params)
 
 
-def sensitivity(classifier: Classifier, params: Tree, small: Tree, examples: Examples) -> list[dict[str, Any]]:
+def sensitivity(
+    classifier: Classifier,
+    params: Tree,
+    small: Tree,
+    examples: Examples,
+    done: Callable[[int], None] = lambda number: None,
+) -> list[dict[str, Any]]:
     """A row for each part, the most harmful first: with it alone quantised, by how many percent points the main metric
     falls, and how far the answers are from those of the model as it was, in the mean (`objectives.divergence`: nats of
-    KL for classes). They are ordered by the latter, which tells more apart on few examples."""
+    KL for classes). They are ordered by the latter, which tells more apart on few examples. `done` hears how many are
+    measured."""
     problem = classifier.problem
     names = parts(params, small)
 
@@ -80,12 +87,13 @@ def sensitivity(classifier: Classifier, params: Tree, small: Tree, examples: Exa
 
     before_NC = logits(frozenset())
     rows = []
-    for name in names:
+    for number, name in enumerate(names, 1):
         after_NC = logits({name})
         away = float(divergence(problem, jnp.asarray(before_NC), jnp.asarray(after_NC)).mean())
         rows.append(
             {"part": name, "drop": 100 * fall(problem, before_NC, after_NC, examples.labels), "divergence": away}
         )
+        done(number)
     return sorted(rows, key=lambda row: -row["divergence"])
 
 
