@@ -108,6 +108,15 @@ def test_what_an_int8_matrix_may_have_besides_comes_back(tmp_path: Path, axis: i
         assert (loaded.factor is None, loaded.limit is None) == (more[0] is None, more[1] is None)
 
 
+def test_an_int8_matrix_as_it_always_was_on_disk_loads(tmp_path: Path) -> None:
+    leaf = int8(np.random.default_rng(0).standard_normal((6, 4)), 1)
+    arrays.save_params(tmp_path / "params", {"w": {"q": leaf.q, "scale": leaf.scale[None]}})
+    loaded = arrays.load_params(tmp_path / "params")["w"]
+    assert_same(loaded, leaf)
+    assert isinstance(loaded, Int8) and loaded.factor is None and loaded.limit is None
+    assert arrays._stored(leaf).keys() == {"q", "scale"}
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [

@@ -181,7 +181,7 @@ def quantize(
         typer.Option(
             "--max-drop",
             metavar="POINTS",
-            help="Parts stay float until it falls by no more; exit 1 where that can't be.",
+            help="Percent points that the metric may fall: parts stay float for it.",
             show_default=False,
         ),
     ] = None,
@@ -197,10 +197,10 @@ def quantize(
     Int8 weights and activations: a quarter of the bytes, and faster where the
     processor multiplies int8. With --dev it says what each part costs alone, and
     with --max-drop 0.5 those that cost most stay float until accuracy falls by no
-    more than half a percent point. --method weights leaves activations float:
-    smaller, with --set quantize.bits=4 eight times, but not faster. static and
-    what else [quantize] in docs/recipes.md has to choose calibrate on --train;
-    trained learns on it in int8.
+    more than half a percent point; exits 1 where that leaves nothing in int8.
+    --method weights leaves activations float: smaller, with --set quantize.bits=4
+    eight times, but not faster. static, and what else [quantize] has to choose in
+    docs/recipes.md, calibrates on --train; trained learns on it in int8.
     """
     plan = recipe.load(recipe.Quantize, recipe_file, changes)
     if method:
