@@ -96,6 +96,44 @@ def test_the_axis_of_an_int8_matrix_is_found_again(tmp_path: Path, shape: tuple[
     assert loaded.axis == axis
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_an_int8_matrix_may_have_besides_comes_back(tmp_path: Path, axis: int) -> None:
+    plain, random = int8(np.random.default_rng(0).standard_normal((6, 4)), axis), np.random.default_rng(1)
+    factor, limit = random.random(plain.shape[1 - axis], np.float32), np.float32(3.5)
+    for more in ((factor, None), (None, limit), (factor, limit)):
+        leaf = Int8.stored(plain.q, plain.scale, axis, *more)
+        arrays.save_params(tmp_path / "params", {"w": leaf})
+        loaded = arrays.load_params(tmp_path / "params")["w"]
+        assert_same(loaded, leaf)
+        assert (loaded.factor is None, loaded.limit is None) == (more[0] is None, more[1] is None)
+
+
+def test_an_int8_matrix_as_it_always_was_on_disk_loads(tmp_path: Path) -> None:
+    leaf = int8(np.random.default_rng(0).standard_normal((6, 4)), 1)
+    arrays.save_params(tmp_path / "params", {"w": {"q": leaf.q, "scale": leaf.scale[None]}})
+    loaded = arrays.load_params(tmp_path / "params")["w"]
+    assert_same(loaded, leaf)
+    assert isinstance(loaded, Int8) and loaded.factor is None and loaded.limit is None
+    assert arrays._stored(leaf).keys() == {"q", "scale"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"zero_point": np.zeros(4, np.int8)}, "zero_point"),
+        ({"factor": np.ones(4, np.float32)}, "do not fit factors"),
+        ({"limit": np.zeros(1, np.float32)}, "limit"),
+        ({"limit": np.ones(2, np.float32)}, "limit"),
+    ],
+)
+def test_what_does_not_belong_to_an_int8_matrix_is_refused(tmp_path: Path, entry: dict, said: str) -> None:
+    leaf = int8(np.random.default_rng(0).standard_normal((6, 4)), 1)
+    arrays.save_params(tmp_path / "params", {"w": {"q": leaf.q, "scale": leaf.scale[None]} | entry})
+    with pytest.raises(LspError, match=said) as caught:
+        arrays.load_params(tmp_path / "params")
+    assert caught.value.code == Exit.ARTIFACT
+
+
 def test_small_models_are_small_on_disk(tmp_path: Path) -> None:
     dense = {"kernel": np.random.default_rng(0).standard_normal((512, 512), np.float32)}
     small = {"kernel": int8(dense["kernel"], 1)}

@@ -32,7 +32,10 @@ OPTIONS = {
         *["--from", "--train", "--dev", "--task", "--data", "--old", "--old-dev", *TRAINING[3:], "--tokenizer"],
         *[*RECIPE, "--seeds", "--sweep", "--budget", "--tracker", "--overwrite", *JSON],
     ],
-    "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
+    "compress quantize": [
+        *["--from", "--out", "--dev", "--train", *TRAINING[-2:], "--method", "--max-drop"],
+        *[*RECIPE, "--overwrite", *JSON],
+    ],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "compress distill": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "compress search": [

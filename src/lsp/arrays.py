@@ -17,9 +17,10 @@ from lsp import Exit, LspError
 from lsp.manifest import MACHINE, cannot_write
 from lsp.model.int8 import Int8
 from lsp.model.sparse import is_packed, pack, unpack
+from lsp.model.weightonly import WeightOnly, is_quantized
 
 PATIENCE = 4 * 10**9  # seconds: more than from 1970 to 2038
-Tree = Any  # nested dicts (str or whole-number keys) of arrays and Int8; for a state, any pytree of arrays
+Tree = Any  # nested dicts (str or whole-number keys) of arrays, Int8 and WeightOnly; for a state, any pytree of arrays
 
 
 def save_params(path: Path, params: Tree) -> None:
@@ -64,8 +65,7 @@ def load_params(path: Path) -> Tree:
 
 def count(params: Tree) -> int:
     """Parameters in a tree, zeros too; the scales of int8 weights are not counted."""
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
-    return sum(int(np.prod((leaf.q if isinstance(leaf, Int8) else leaf).shape)) for leaf in leaves)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params, is_leaf=is_quantized))
 
 
 def stored_bytes(params: Tree) -> int:
@@ -80,7 +80,14 @@ def _stored(node: Tree) -> Any:
     if isinstance(node, Int8):
         # The scale keeps the matrix's rank, [1, N] or [V, 1]: q · scale is the matrix, and the axis need not be told.
         scale = np.expand_dims(np.asarray(node.scale), 1 - node.axis)
-        return {"q": pack(np.asarray(node.q)), "scale": scale}
+        entry = {"q": pack(np.asarray(node.q)), "scale": scale}
+        if node.factor is not None:
+            entry["factor"] = np.asarray(node.factor)
+        if node.limit is not None:
+            entry["limit"] = np.asarray(node.limit).reshape(1)
+        return entry
+    if isinstance(node, WeightOnly):
+        return {"weights": pack(np.asarray(node.q)), "scale": np.asarray(node.scale)}
     return pack(np.asarray(node))
 
 
@@ -88,14 +95,41 @@ def _loaded(node: Any) -> Tree:
     """The inverse of `_stored`."""
     if not isinstance(node, dict) or is_packed(node):
         return unpack(node)
-    if node.keys() == {"q", "scale"}:
-        q, scale = unpack(node["q"]), node["scale"]
-        axis = 1 if scale.shape == (1, q.shape[1]) else 0
-        if scale.shape[axis] != q.shape[axis] or scale.size != q.shape[axis]:
-            raise ValueError(f"int8 values of shape {q.shape} do not fit scales of shape {scale.shape}")
-        return Int8.stored(q, scale.reshape(-1), axis)
+    if {"q", "scale"} <= node.keys():
+        if unknown := node.keys() - {"q", "scale", "factor", "limit"}:
+            raise ValueError(f"an int8 matrix with {', '.join(sorted(unknown))} beside it")
+        return _int8(**node)
+    if node.keys() == {"weights", "scale"}:
+        return _weight_only(unpack(node["weights"]), node["scale"])
     children = {int(key) if key.isdecimal() else key: _loaded(child) for key, child in node.items()}
     return dict(sorted(children.items(), key=lambda item: (str(type(item[0])), item[0])))  # layer 2 before layer 10
+
+
+def _int8(q: Any, scale: np.ndarray, factor: np.ndarray | None = None, limit: np.ndarray | None = None) -> Int8:
+    """The matrix from its entries. Raises ValueError where they do not fit."""
+    q = unpack(q)
+    axis = 1 if scale.shape == (1, q.shape[1]) else 0
+    if scale.shape[axis] != q.shape[axis] or scale.size != q.shape[axis]:
+        raise ValueError(f"int8 values of shape {q.shape} do not fit scales of shape {scale.shape}")
+    if factor is not None and factor.shape != (q.shape[1 - axis],):
+        raise ValueError(f"int8 values of shape {q.shape} do not fit factors of shape {factor.shape}")
+    if limit is not None and (limit.shape != (1,) or not 0 < limit[0] < np.inf):
+        raise ValueError(f"the limit of an int8 matrix's inputs is {limit.tolist()}")
+    return Int8.stored(q, scale.reshape(-1), axis, factor, None if limit is None else limit.reshape(()))
+
+
+def _weight_only(q: np.ndarray, scale: np.ndarray) -> WeightOnly:
+    """Raises ValueError where they do not fit."""
+    kernel = (
+        scale.ndim == 2 and scale.shape[1] == WeightOnly(q, scale, 1).shape[1]
+    )  # a table has fewer groups than that
+    leaf = WeightOnly(q, scale, axis=1 if kernel else 0)
+    channels, size = leaf.shape[leaf.axis], leaf.shape[1 - leaf.axis]
+    groups = scale.size // channels
+    shape = (groups, channels) if kernel else (channels, groups)
+    if q.dtype not in (np.int8, np.uint8) or scale.shape != shape or not 0 < groups <= size:
+        raise ValueError(f"weights of shape {leaf.shape} in {q.dtype} do not fit scales of shape {scale.shape}")
+    return leaf
 
 
 def orbax() -> Any:

@@ -16,7 +16,7 @@ from lsp.arrays import Tree, count, load_params, save_params
 from lsp.manifest import bytes_under
 from lsp.model.config import HeadKind, ModelConfig
 from lsp.model.encoder import shapes
-from lsp.model.int8 import Int8
+from lsp.model.weightonly import is_quantized
 
 if TYPE_CHECKING:
     from lsp.data.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished model: NumPy parameters (and Int8 of NumPy), and everything needed to use them."""
+    """A finished model: NumPy parameters (and Int8 and WeightOnly of NumPy), and everything needed to use them."""
 
     path: Path
     manifest: dict[str, Any]
@@ -82,7 +82,7 @@ def _refuse_misfit(path: Path, params: Tree, config: ModelConfig) -> None:
     found, expected = (
         {jax.tree_util.keystr(place, simple=True, separator="."): leaf.shape for place, leaf in leaves}
         for leaves in (
-            jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Int8)),
+            jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized),
             jax.tree_util.tree_leaves_with_path(shapes(config)),
         )
     )

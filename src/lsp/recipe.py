@@ -164,6 +164,44 @@ class Chain:
     int8: bool = key(True, "int8 weights and activations at the end")
 
 
+Calibration = Literal["minmax", "percentile", "mse", "kl"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    method: Literal["dynamic", "static", "weights", "trained"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`), or one for each matrix that the `--train` file tells (`static`); weights alone (`weights`: smaller, not faster); or as `dynamic`, after training in int8 on the `--train` file (`trained`)")
+    calibration: Calibration = key("percentile", "the largest activation that `static` keeps: all are kept (`minmax`), all but one in ten thousand (`percentile`), or what makes the squared error (`mse`) or the KL divergence (`kl`) least")
+    bits: int = key(8, "bits of a weight; 4 with `weights` only")
+    group: int = key(0, "weights of a column that share a scale, with `weights`: 64 say, for 4 bits; 0 means all")
+    smooth: float = key(0.0, "SmoothQuant: how much of the outliers of an activation moves into the weights, 0 to 1, by the `--train` file; 0.5 is usual, 0 means nothing")
+    rounding: Literal["nearest", "gptq"] = key("nearest", "how weights are rounded: each by itself, or (`gptq`) so that one makes up for the other, by the `--train` file")
+    hard: float = key(0.0, "with `trained`, weight of the labels, 0 to 1; the answers of the float model have the rest")
+    sample: int = key(256, "examples of the `--train` file that calibrate")
+    sensitivity: bool = key(False, "what each part costs when it alone is quantised is measured on the `--dev` file, and outlier channels are named; always done with `max_drop`")
+    max_drop: float = key(-1.0, "percent points that the main metric may fall on the `--dev` file: parts that cost most stay float until it holds; -1 means that all are quantised")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether the `--train` file is needed."""
+        return self.method in ("static", "trained") or self.smooth > 0 or self.rounding == "gptq"
+
+    def applied(self) -> dict[str, Any]:
+        """What a manifest says of it: the bits, and what differs from the defaults."""
+        plain = Quantization()
+        ours = {name: getattr(self, name) for name in ("method", "group", "smooth", "rounding")}
+        ours |= {"calibration": self.calibration} if self.method == "static" else {}
+        return {"stage": "quantize", "bits": self.bits} | {n: v for n, v in ours.items() if v != getattr(plain, n)}
+
+    def check(self) -> None:
+        """Raises LspError (exit 2) for settings that say nothing together."""
+        if self.method != "weights" and (self.bits != 8 or self.group):
+            raise LspError(f"quantize.bits and quantize.group are for weights alone, and the method is {self.method}.", hint="Add --method weights, or leave them out.")
+        if self.method == "trained" and (self.smooth or self.rounding != "nearest"):
+            raise LspError("quantize.smooth and quantize.rounding are for a model that is not trained.", hint="Leave them out, or leave out --method trained.")
+        if self.method == "weights" and self.smooth:
+            raise LspError("quantize.smooth is for activations, which --method weights leaves float.", hint="Leave quantize.smooth out.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Distillation:
     temperature: float = key(2.0, "softens teacher and student before they are compared")
@@ -205,9 +243,14 @@ class Finetune:
 
 @dataclasses.dataclass(frozen=True)
 class Quantize:
-    """Int8 weights and activations. There is nothing to choose yet but how examples are cut for measuring."""
+    """Int8 weights and activations, or weights alone. `head`, `data`, `train` and `mesh` are for `quantize.method =
+    "trained"`."""
 
+    quantize: Quantization = Quantization()
+    head: Head = Head()
     data: Labelled = Labelled()
+    train: Train = Train(epochs=1.0, learning_rate=2e-5, beta2=0.999)
+    mesh: Mesh = Mesh()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +295,7 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill, 
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "mask_rate_end", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("mask_rate", "mask_rate_end", "smooth", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup"), lambda v: v >= 1, "at least 1"),
@@ -260,6 +303,9 @@ LIMITS = (
     (("learning_rate", "temperature", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),
+    (("group",), lambda v: v == 0 or v > 1, "0 or at least 2"),
+    (("bits",), lambda v: v in (4, 8), "4 or 8"),
+    (("max_drop",), lambda v: v == -1 or v >= 0, "-1 or at least 0"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
 )
 

@@ -1,4 +1,4 @@
-"""Parameters without compiling an initialiser."""
+"""Parameters without compiling an initialiser, and examples without texts."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsp.data.examples import Examples
 from lsp.model import encoder
 from lsp.model.config import ModelConfig
 
@@ -26,3 +27,21 @@ def draw() -> Callable[[ModelConfig, int], dict]:
         return jax.tree_util.tree_map_with_path(leaf, encoder.shapes(config))
 
     return params
+
+
+@pytest.fixture
+def invent() -> Callable[..., Examples]:
+    """`invent(count, seed=0, lengths=(…))`: labelled examples of random tokens, so many of them long each."""
+
+    def examples(count: int, seed: int = 0, lengths: tuple[int, ...] = (3, 7, 9, 15, 20)) -> Examples:
+        random = np.random.default_rng(seed)
+        made = Examples.__new__(Examples)
+        made.sequence_length, made.decode = 32, str
+        made.tokens = [random.integers(5, 300, random.choice(lengths)).astype(np.int32) for _ in range(count)]
+        made.labels = random.integers(0, 3, count).astype(np.int32)
+        made.weights, made.seconds = np.ones(count, np.float32), np.full(count, 2, np.int32)
+        made.lengths = np.array([len(each) for each in made.tokens])
+        made.too_long, made.cut = np.zeros(count, bool), 0
+        return made
+
+    return examples

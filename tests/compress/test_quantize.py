@@ -1,5 +1,6 @@
 """Which weights become int8, how small that is, and that the model still answers the same, alone or in company."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,16 +11,20 @@ import pytest
 from flax import nnx
 
 from lsp import Exit, LspError, recipe
+from lsp.compress import prune
+from lsp.compress.calibrated import maker
 from lsp.compress.quantize import dequantize, quantize
 from lsp.model import encoder
-from lsp.model.config import ModelConfig
+from lsp.model.config import Layer, ModelConfig
 from lsp.model.int8 import Int8
+from lsp.model.weightonly import WeightOnly, is_quantized
+from lsp.train.evaluate import Classifier
 
 Draw = Callable[[ModelConfig, int], dict]
 
 
 def leaves(params: dict) -> dict[str, object]:
-    found = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    found = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized)
     return {".".join(str(part.key) for part in path): leaf for path, leaf in found}
 
 
@@ -83,3 +88,42 @@ def test_a_weight_that_is_not_finite_is_named(config: ModelConfig, draw: Draw) -
     with pytest.raises(LspError, match=r"layers\.1\.attention\.qkv\.kernel can't be quantised") as caught:
         quantize(params)
     assert caught.value.code == Exit.ARTIFACT
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 8)])
+def test_weights_alone_are_smaller_and_answers_depend_on_no_batch(
+    config: ModelConfig, draw: Draw, invent: Callable[..., Any], bits: int, group: int
+) -> None:
+    config = config.classifier(3, "mean", 0.0)
+    params, some = draw(config, 0), invent(12)
+    plan = recipe.Quantization(method="weights", bits=bits, group=group)
+    small = quantize(params, maker(plan, config, params, None))
+    held = [leaf for leaf in leaves(small).values() if isinstance(leaf, WeightOnly)]
+    stored = sum(np.asarray(leaf.q).nbytes for leaf in held)
+    assert stored == sum(int(np.prod(leaf.shape)) for leaf in held) * bits // 8
+    classifier = Classifier(config)
+    exact, plain, found = (classifier.logits(each, some) for each in (dequantize(small), params, small))
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-5, err_msg="the float product of what is stored")
+    assert 0 < np.abs(found - plain).mean() < (0.05 if bits == 8 else 0.5) * np.abs(plain).mean()
+    alone = np.concatenate([classifier.logits(small, some.some(np.array([i]))) for i in range(3)])
+    np.testing.assert_allclose(alone, found[:3], rtol=1e-4, atol=1e-5)
+    assert (
+        quantize(small)["layers"][0]["attention"]["qkv"]["kernel"] is small["layers"][0]["attention"]["qkv"]["kernel"]
+    )
+
+
+def test_gptq_makes_four_bits_better_and_keeps_zeros(draw: Draw, invent: Callable[..., Any]) -> None:
+    config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),) * 2, 32).classifier(3, "mean", 0.0)
+    params, some = draw(config, 0), invent(60)
+    kernel = params["layers"][0]["feedforward"]["up"]["kernel"]
+    params["layers"][0]["feedforward"]["up"]["kernel"] = kernel.at[::2, ::3].set(0.0)
+    plan = recipe.Quantization(method="weights", bits=4, group=8)
+    near, better = (
+        quantize(params, maker(dataclasses.replace(plan, rounding=how), config, params, some))
+        for how in ("nearest", "gptq")
+    )
+    classifier = Classifier(config)
+    exact, *found = (classifier.logits(each, some) for each in (params, near, better))
+    away = [float(np.square(each - exact).mean()) for each in found]
+    assert away[1] < 0.8 * away[0]
+    assert prune.sparsity(better) >= prune.sparsity(params) > 0

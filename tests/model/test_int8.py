@@ -73,6 +73,36 @@ def test_products_of_any_rank_equal_numpys(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(y, slow_matmul(x, w8), rtol=1e-6, atol=1e-7)
 
 
+def test_a_factor_scales_the_input_and_a_limit_sets_its_steps() -> None:
+    w8, x = quantize_array(normal(48, 20), 1), normal(7, 48)
+    factor = np.exp2(RNG.integers(-4, 5, 48)).astype(np.float32)
+    smooth = Int8.stored(w8.q, w8.scale, 1, factor)
+    y = np.asarray(jax.jit(matmul)(x, smooth))
+    np.testing.assert_allclose(y, slow_matmul(x * factor, w8), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(smooth.dequantize(), factor[:, None] * np.asarray(w8.dequantize()), rtol=1e-6)
+    assert matmul(jnp.ones((2, 48), jnp.bfloat16), smooth).dtype == jnp.bfloat16
+    limit = np.float32(1.5)
+    static = Int8.stored(w8.q, w8.scale, 1, None, limit)
+    steps = np.clip(np.round(x * (np.float32(127) / limit)), -127, 127).astype(np.int32)
+    exact = (steps @ np.asarray(w8.q, np.int32)).astype(np.float32) * (limit / np.float32(127)) * np.asarray(w8.scale)
+    np.testing.assert_allclose(jax.jit(matmul)(x, static), exact, rtol=1e-6, atol=1e-7)
+    both = Int8.stored(w8.q, w8.scale, 1, factor, limit)
+    np.testing.assert_array_equal(matmul(jnp.asarray(x), both), matmul(jnp.asarray(x * factor), static))
+    x[2, 3], x[4, 5] = np.nan, np.inf
+    y = np.asarray(jax.jit(matmul)(x, static))
+    assert not np.isfinite(y[[2, 4]]).any() and np.isfinite(y[[0, 1, 3, 5, 6]]).all()
+    for i in (0, 6):
+        np.testing.assert_array_equal(jax.jit(matmul)(x[i], static), y[i], err_msg="alone as in company")
+
+
+def test_without_them_the_program_is_the_plain_one() -> None:
+    """No multiplication more, no cut: `factor` and `limit` of None leave no trace."""
+    w8 = quantize_array(normal(64, 32), 1)
+    text = jax.jit(matmul).lower(normal(4, 64), w8).as_text()
+    assert text.count("stablehlo.multiply") == 3 and "clamp" not in text and "is_finite" not in text
+    assert len(jax.tree.leaves(w8)) == 3
+
+
 def test_a_table_is_multiplied_along_its_rows_and_looked_up() -> None:
     table = normal(30, 16)
     t8 = quantize_array(table, 0)

@@ -161,8 +161,30 @@ def quantize(
     dev: Annotated[
         Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
     ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="FILE", help="Examples to calibrate or to train with."),
+    ] = None,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="dynamic (if left out), static, weights or trained.",
+            show_default=False,
+        ),
+    ] = "",
+    most: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="POINTS",
+            help="Percent points that the metric may fall: parts stay float for it.",
+            show_default=False,
+        ),
+    ] = None,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     overwrite: OverwriteOpt = False,
@@ -173,18 +195,39 @@ def quantize(
     lsp compress quantize --from runs/sst2 --dev dev.tsv --out runs/sst2-int8
 
     Int8 weights and activations: a quarter of the bytes, and faster where the
-    processor multiplies int8.
+    processor multiplies int8. With --dev it says what each part costs alone, and
+    with --max-drop 0.5 those that cost most stay float until accuracy falls by no
+    more than half a percent point; exits 1 where that leaves nothing in int8.
+    --method weights leaves activations float: smaller, with --set quantize.bits=4
+    eight times, but not faster. static, and what else [quantize] has to choose in
+    docs/recipes.md, calibrates on --train; trained learns on it in int8.
     """
     plan = recipe.load(recipe.Quantize, recipe_file, changes)
+    if method:
+        plan = recipe.load(recipe.Quantize, None, [f"quantize.method={method}"], plan, "--method")
+    if most is not None:
+        plan = recipe.load(recipe.Quantize, None, [f"quantize.max_drop={most}"], plan, "--max-drop")
+    plan.quantize.check()
+    need_examples(plan.quantize, train, dev)
     columns = (tuple(text_column), label_column)
-    need(dev, code=Exit.DATA)
+    need(dev, train, code=Exit.DATA)
     need(begin)
     apart(out, begin)
     from lsp.commands import quantize as verb
 
-    return report(
-        verb.run(begin, out, plan, dev, columns, overwrite=overwrite, progress=console.Progress(quiet)), as_json
-    )
+    made = verb.run(begin, out, plan, dev, columns, overwrite, console.Progress(quiet), train)
+    report(made, as_json)
+    return Exit.DONE if all(gate["passed"] for gate in made["gates"]) else Exit.NO
+
+
+def need_examples(plan: recipe.Quantization, train: Path | None, dev: Path | None) -> None:
+    """Raises LspError where the recipe asks for a file that was not given."""
+    if plan.calibrates and train is None:
+        what = "to train on" if plan.method == "trained" else "to calibrate with"
+        raise LspError(f"[quantize] asks for examples {what}.", hint="Add --train FILE, as in lsp finetune.")
+    if dev is None and (plan.max_drop >= 0 or plan.method == "trained"):
+        option = "--max-drop" if plan.max_drop >= 0 else "--method trained"
+        raise LspError(f"{option} has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
 
 
 @compress.command(short_help="Less: weights, heads and units, or pieces of the vocabulary.")

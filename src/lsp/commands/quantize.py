@@ -1,14 +1,31 @@
-"""`lsp compress quantize`: int8 on disk, in memory and in the matmul."""
+"""`lsp compress quantize`: int8 on disk, in memory and in the matmul; or weights alone in 8 or 4 bits."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lsp import checkpoint, directory
+from lsp import checkpoint, console, directory
 from lsp import recipe as recipes
-from lsp.compress.quantize import quantize
+from lsp.compress import calibrate, calibrated, sensitivity, trained
+from lsp.compress.quantize import Tree, dequantize, quantize
+from lsp.compress.teacher import answers
 from lsp.data import text
+from lsp.data.examples import Examples
 from lsp.train import labelled
+from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
+from lsp.train.loop import fit
+
+FEW = 128  # examples on which parts are compared: the model answers them once for each part
+SHOWN = 5  # parts that cost most
+
+
+class Made(NamedTuple):
+    """The quantised model, the float one that it was made of, and what training says of itself."""
+
+    small: Tree
+    floats: Tree
+    summary: dict[str, Any]
 
 
 def run(
@@ -19,32 +36,119 @@ def run(
     columns: labelled.Columns,
     overwrite: bool,
     progress: Any,
+    train: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the int8 model to `out`; with `dev`, measures both."""
-    inputs = {"from": directory.identity(directory.read(start)), "dev": text.digest([str(dev)]) if dev else ""}
+    """Writes the quantised model to `out`; `train` is the file to calibrate or to train with, where the recipe asks for
+    one. With `dev` measures both models, and what each part of the model costs."""
+    files = {"dev": dev} if train is None else {"dev": dev, "train": train}
+    inputs = {"from": directory.identity(directory.read(start))}
+    inputs |= {name: text.digest([str(path)]) if path else "" for name, path in files.items()}
     with directory.claim(
         out, command="compress quantize", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
     ) as held:
         if held.complete:
             return held.result()
-        base = checkpoint.open(start)
-        params = quantize(base.params)
-        before: dict[str, Any] = base.size()
-        after: dict[str, Any] = {}
+        base = checkpoint.open(start).expect("classes") if dev or train else checkpoint.open(start)
+        if recipe.quantize.method == "trained":
+            assert dev is not None and train is not None
+            made = learnt(base, recipe, labelled.Files(train, dev, columns, base.labels), held.path, progress)
+        else:
+            made = converted(base, recipe.quantize, train, columns, progress)
+        params, kept = made.small, {}
+        result: dict[str, Any] = {"before": base.size(), "after": {}, "gates": []}
         if dev is not None:
-            how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
-            examples = labelled.read(dev, columns, base.labels, how)
-            classifier = Classifier(base.config)
-            progress.say("measuring before and after")
-            before |= classifier.score(base.params, examples).summary()
-            after |= classifier.score(params, examples).summary()
+            examples = labelled.read(dev, columns, base.labels, reading(base))
+            params, measured = judged(base, made, examples, recipe.quantize, progress)
+            result = measured | {"before": base.size() | measured["before"]}
+            kept = {"float": result["kept_float"]} if result["kept_float"] else {}
         return checkpoint.finish(
             held,
             checkpoint.Model(base.config, params, base.tokenizer, base.labels),
             stage="quantize",
-            step=base.manifest["step"],
-            metrics=after.get("metrics", {}),
-            compression=[*base.manifest["compression"], {"stage": "quantize", "bits": 8}],
+            step=made.summary.get("step", base.manifest["step"]),
+            metrics=result["after"].get("metrics", {}),
+            compression=[*base.manifest["compression"], recipe.quantize.applied() | kept],
             parents=[inputs["from"]],
-            result={"before": before, "after": after},
+            result=made.summary | result,
         )
+
+
+def reading(base: checkpoint.Checkpoint) -> labelled.Reading:
+    """How examples are read to measure and to calibrate with."""
+    return labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
+
+
+def converted(
+    base: checkpoint.Checkpoint,
+    recipe: recipes.Quantization,
+    train: Path | None,
+    columns: labelled.Columns,
+    progress: Any,
+) -> Made:
+    """Without training, by a sample where the recipe asks for one."""
+    sample = None
+    if train is not None and recipe.calibrates:
+        examples = labelled.read(train, columns, base.labels, reading(base))
+        sample = calibrate.sample(examples, recipe.sample)
+        progress.say(f"calibrating on {len(sample)} examples")
+    elif train is not None:
+        progress.say("--train is not read: nothing in [quantize] asks for it")
+    if recipe.method == "weights":
+        progress.say("weights alone are quantised: smaller, not faster")
+    small = quantize(base.params, calibrated.maker(recipe, base.config, base.params, sample))
+    return Made(small, base.params, {})
+
+
+def learnt(
+    base: checkpoint.Checkpoint, recipe: recipes.Quantize, files: labelled.Files, path: Path, progress: Any
+) -> Made:
+    """With training: the model learns in int8 to answer as it did in float."""
+    config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
+    length = min(recipe.data.sequence_length, config.max_length)
+    how = labelled.Reading(base.tokenizer, length, config.problem)
+    sets = labelled.read_sets(files, how, progress)
+    floats = dequantize(base.params)
+    sets.train.wanted = answers(base, sets.train, progress)
+    objective = trained.objective(config.problem, recipe.quantize.hard)
+    plan = labelled.plan(config, floats, objective, sets, recipe, Clock(0))
+    fitted = fit(plan, path, progress)
+    return Made(quantize(fitted.params), fitted.params, fitted.summary())
+
+
+def judged(
+    base: checkpoint.Checkpoint, made: Made, examples: Examples, recipe: recipes.Quantization, progress: Any
+) -> tuple[Tree, dict[str, Any]]:
+    """The quantised model that keeps its drop within `max_drop` percent points (any, if negative), and the result's
+    account of it: before, after, and where it is asked for, or needed, parts and outlier channels."""
+    classifier, most = Classifier(base.config), recipe.max_drop
+    rows: list[dict[str, Any]] = []
+    account: dict[str, Any] = {}
+    if recipe.sensitivity or most >= 0:
+        few = calibrate.sample(examples, FEW)
+        progress.say(f"what each part costs when it alone is quantised, on {len(few)} examples")
+        with progress.task("parts", len(sensitivity.parts(made.floats, made.small))) as task:
+            rows = sensitivity.sensitivity(classifier, made.floats, made.small, few, task.update)
+        for line in console.table(rows[:SHOWN]) if rows else ():
+            progress.say(line)
+        account = {
+            "sensitivity": rows,
+            "outliers": calibrate.outliers(calibrate.largest(base.config, made.floats, few)),
+        }
+    progress.say("measuring before and after")
+    before = classifier.score(base.params, examples)
+    ranked = [row["part"] for row in rows]
+    found = sensitivity.within(
+        classifier, made.floats, made.small, examples, before, ranked, None if most < 0 else most
+    )
+    if found.kept:
+        progress.say(f"float as before: {', '.join(found.kept)}")
+    gates = []
+    if most >= 0:
+        points = found.drop["points"]
+        gates = [{"metric": found.drop["metric"], "max_drop": most, "value": points, "passed": points <= most}]
+    return found.params, account | {
+        "before": before.summary(),
+        "after": found.scores.summary() | {"drop": found.drop},
+        "kept_float": found.kept,
+        "gates": gates,
+    }

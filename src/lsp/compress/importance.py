@@ -4,7 +4,9 @@ post-training pruning framework for transformers"). No training: one pass forwar
 Dimensions: B rows, T tokens, H heads, S head size, F feed-forward units, N parts of a block (heads or units).
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,10 +18,30 @@ from lsp import interrupt
 from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef
-from lsp.model.gated import Gated
+from lsp.model.int8 import Matrix, matmul
 from lsp.train.objectives import LABELS
 
 Tree = Any
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("kernel", "gates"), meta_fields=())
+@dataclass(frozen=True)
+class Gated(Matrix):
+    """The product (x · `gates`) @ `kernel`: gates of 1 change nothing, and their gradient says what each input is for.
+
+    kernel: float [K, N]. gates: float [B, 1, K], for each row of a batch its own.
+    """
+
+    kernel: Any
+    gates: Any
+
+    def product(self, x: jax.Array, transpose: bool) -> jax.Array:
+        return matmul(x * self.gates, self.kernel, transpose=transpose)
+
+    def rows(self, ids: jax.Array) -> jax.Array:
+        raise TypeError("gates stand before products")
+
+
 Block = tuple[int, str]  # the number of a layer, and "attention" or "feedforward"
 EXIT = {"attention": "out", "feedforward": "down"}  # the matrix that a block's parts leave through
 ROWS = 32  # examples at a time

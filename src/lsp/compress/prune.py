@@ -14,7 +14,7 @@ import optax
 
 from lsp import LspError
 from lsp import recipe as recipes
-from lsp.model.int8 import Int8
+from lsp.model.weightonly import is_quantized
 
 Tree = Any
 BITS = 31  # of a non-negative float32 or int32: its sign bit is always 0
@@ -27,16 +27,16 @@ def prunable(params: Tree) -> Tree:
     def inside(path: Any, leaf: Any) -> bool:
         return path[0].key == "layers" and path[-1].key == "kernel"
 
-    return jax.tree_util.tree_map_with_path(inside, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    return jax.tree_util.tree_map_with_path(inside, params, is_leaf=is_quantized)
 
 
 def sparsity(params: Tree) -> float:
-    """The share of exact zeros among the prunable weights, float or `Int8`."""
+    """The share of exact zeros among the prunable weights, float or quantised."""
     zeros = size = 0
-    leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
+    leaves = jax.tree.leaves(params, is_leaf=is_quantized)
     for leaf, chosen in zip(leaves, jax.tree.leaves(prunable(params)), strict=True):
         if chosen:
-            w = np.asarray(leaf.q if isinstance(leaf, Int8) else leaf)
+            w = np.asarray(leaf.dequantize() if is_quantized(leaf) else leaf)
             zeros, size = zeros + w.size - int(np.count_nonzero(w)), size + w.size
     return zeros / size if size else 0.0
 

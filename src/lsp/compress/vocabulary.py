@@ -11,6 +11,7 @@ from lsp.data.examples import Examples
 from lsp.data.subset import subset
 from lsp.data.tokenizer import UNK
 from lsp.model.int8 import Int8
+from lsp.model.weightonly import WeightOnly
 
 
 def counted(examples: Examples, size: int) -> np.ndarray:
@@ -34,8 +35,9 @@ def smaller(model: Model, counts: np.ndarray, pieces: int) -> tuple[Model, np.nd
 
 def _rows(table: Any, rows: np.ndarray) -> Any:
     if isinstance(table, Int8):
-        return Int8.stored(np.asarray(table.q)[rows], np.asarray(table.scale)[rows], table.axis)
-    return np.asarray(table)[rows]
+        q, scale = (np.asarray(part)[rows] for part in (table.q, table.scale))
+        return Int8.stored(q, scale, table.axis, table.factor, table.limit)
+    return np.asarray(table.dequantize() if isinstance(table, WeightOnly) else table)[rows]
 
 
 def coverage(before: Examples, after: Examples, old: np.ndarray) -> dict[str, float]:

@@ -6,6 +6,7 @@ length go together. To measure and to predict, examples share rows.
 Suffixes: B rows of a batch, T tokens, E examples of a row, N examples, C classes.
 """
 
+import copy
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,15 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def some(self, chosen: np.ndarray) -> "Examples":
+        """Those with the numbers `chosen` alone, in that order."""
+        part = copy.copy(self)
+        part.tokens = [self.tokens[number] for number in chosen.tolist()]
+        part.labels, part.weights, part.seconds = self.labels[chosen], self.weights[chosen], self.seconds[chosen]
+        part.too_long, part.lengths = self.too_long[chosen], self.lengths[chosen]
+        part.cut = int(part.too_long.sum())
+        return part
 
     def batch(self, chosen: np.ndarray, batch_size: int, longest: int = 0, fine: bool = False) -> Batch:
         """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B];

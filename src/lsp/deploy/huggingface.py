@@ -42,7 +42,7 @@ from lsp.deploy.layout import (
 from lsp.deploy.pieces import converted
 from lsp.manifest import write_atomically
 from lsp.model.config import ModelConfig
-from lsp.model.int8 import Int8
+from lsp.model.weightonly import is_quantized
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -127,8 +127,8 @@ def read(path: Path) -> Imported:
 def write(model: Model, out: Path) -> list[str]:
     """A folder that `AutoModel…from_pretrained` loads, into `out`; the names of its files.
 
-    `Int8` parameters become float32. Raises LspError (exit 2) where transformers has no such model, and (exit 1) where
-    what was written is not, read back, the model bit for bit.
+    Quantised parameters become float32. Raises LspError (exit 2) where transformers has no such model, and (exit 1)
+    where what was written is not, read back, the model bit for bit.
     """
     config = model.config
     words = converted(model.tokenizer, config.types)
@@ -241,7 +241,7 @@ def _is_of(config: ModelConfig, head: Head) -> bool:
 
 
 def _float(leaf: Any) -> np.ndarray:
-    return np.asarray(leaf.dequantize() if isinstance(leaf, Int8) else leaf)
+    return np.asarray(leaf.dequantize() if is_quantized(leaf) else leaf)
 
 
 def _tokenizer_settings(words: Published, config: ModelConfig) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 A weight is symmetric int8 with one float32 scale for each output channel (a kernel's column, a table's row). An
 activation is quantised when it meets such a weight: one scale for each token, so what a row becomes depends on no other
-row, alone, in a batch or padded. The products are summed exactly in int32.
+row, alone, in a batch or padded; or, with a `limit` that a sample told, one scale for all. The products are summed
+exactly in int32.
 
 On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
 128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
 to int32 first. Hence two small primitives; elsewhere they lower to an ordinary int8 x int8 -> int32 dot.
 """
 
+import abc
 import functools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,14 +26,28 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
-from lsp.model.gated import Gated
 from lsp.model.lowrank import LowRank
 
 LARGEST = 127  # -128 is never used, so a weight and its negation both exist
 SMALLEST = 1e-30  # rows weaker than this become zeros; keeps 127 / absmax finite in float32
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=("q", "scale", "colsum"), meta_fields=("axis",))
+class Matrix(abc.ABC):
+    """What stands in the place of a matrix in a parameter tree and makes its products itself: to be looked on, to be
+    tried out, to be trained. It may hold an array or `Int8`, and be a pytree where it enters a compiled function."""
+
+    @abc.abstractmethod
+    def product(self, x: jax.Array, transpose: bool) -> jax.Array:
+        """As `matmul`."""
+
+    @abc.abstractmethod
+    def rows(self, ids: jax.Array) -> jax.Array:
+        """As `take`."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("q", "scale", "colsum", "factor", "limit"), meta_fields=("axis",)
+)
 @dataclass(frozen=True)
 class Int8:
     """A matrix in int8, equal to `q * scale` with the scale along `axis`. Leaves may be JAX or NumPy arrays.
@@ -39,18 +55,24 @@ class Int8:
     q: int8 [K, N] (a kernel, axis 1) or [V, D] (an embedding table, axis 0). scale: float32 [channels].
     colsum: int32 [channels], 128 x the sum of q over the other axis; follows from q, so it is never stored.
     axis: the output-channel axis, static.
+    factor: None, or float32 [inputs] that x is multiplied by before it is quantised, and the matrix so too: the matrix
+    is then `factor · q · scale` (SmoothQuant: Xiao et al., 2023).
+    limit: None, or a positive float32 scalar: the largest magnitude of x · factor that is kept; all of x then has one
+    scale, limit / 127.
     """
 
     q: Any
     scale: Any
     colsum: Any
     axis: int
+    factor: Any = None
+    limit: Any = None
 
     @classmethod
-    def stored(cls, q: Any, scale: Any, axis: int) -> "Int8":
+    def stored(cls, q: Any, scale: Any, axis: int, factor: Any = None, limit: Any = None) -> "Int8":
         """The leaf from what a checkpoint keeps of it. NumPy in, NumPy out."""
         numbers = np if isinstance(q, np.ndarray) else jnp
-        return cls(q, scale, 128 * numbers.sum(q, axis=1 - axis, dtype=np.int32), axis)
+        return cls(q, scale, 128 * numbers.sum(q, axis=1 - axis, dtype=np.int32), axis, factor, limit)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,7 +80,8 @@ class Int8:
 
     def dequantize(self) -> jax.Array:
         """float32, in the shape of q."""
-        return jnp.asarray(self.q).astype(jnp.float32) * jnp.expand_dims(jnp.asarray(self.scale), 1 - self.axis)
+        w = jnp.asarray(self.q).astype(jnp.float32) * jnp.expand_dims(jnp.asarray(self.scale), 1 - self.axis)
+        return w if self.factor is None else w * jnp.expand_dims(jnp.asarray(self.factor), self.axis)
 
 
 def quantize_array(w: Any, axis: int) -> Int8:
@@ -79,27 +102,32 @@ def quantize_array(w: Any, axis: int) -> Int8:
 
 
 def matmul(x: jax.Array, w: Any, *, transpose: bool = False) -> jax.Array:
-    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array, `Int8` or, but
-    for tables, `LowRank` and `Gated`.
+    """`x @ w` in x's dtype, x: float [..., K], w: [K, N] or, with `transpose`, a table [N, K]; an array, `Int8`,
+    `Matrix` or, but for tables, `LowRank`.
 
-    With `Int8` x is quantised too: for each token (row over the last axis) scale = absmax / 127, rounded half to even;
-    int32 sums are exact. A row with NaN or infinity gives NaN or infinity, never a finite number. Not differentiable
-    with `Int8`: dequantize before training.
+    With `Int8` x is quantised too: for each token (row over the last axis) scale = absmax / 127, or limit / 127 with
+    what is beyond cut off; rounded half to even; int32 sums are exact. A row with NaN or infinity gives NaN or
+    infinity, never a finite number. Not differentiable with `Int8`: dequantize before training.
     """
+    if isinstance(w, Matrix):
+        return w.product(x, transpose)
     if isinstance(w, LowRank):
         base, a, b = (jnp.asarray(part).astype(x.dtype) for part in (w.base, w.a, w.b))
         return _product(x, base, False) + w.scale * _product(_product(x, a, False), b, False)
-    if isinstance(w, Gated):
-        return matmul(x * w.gates, w.kernel)
     if not isinstance(w, Int8):
         return _product(x, jnp.asarray(w).astype(x.dtype), transpose)
     if w.axis == transpose:
         raise ValueError(f"int8 scales lie along axis {w.axis}, which this product sums over")
-    return _quantized_matmul(x, jnp.asarray(w.q), jnp.asarray(w.scale), jnp.asarray(w.colsum), transpose)
+    smooth = x if w.factor is None else x.astype(jnp.float32) * jnp.asarray(w.factor)
+    limit = None if w.limit is None else jnp.asarray(w.limit)
+    weights = jnp.asarray(w.q), jnp.asarray(w.scale), jnp.asarray(w.colsum)
+    return _quantized_matmul(smooth, *weights, limit, transpose).astype(x.dtype)
 
 
 def take(table: Any, ids: jax.Array) -> jax.Array:
-    """Rows of an embedding table [V, D] (array or `Int8`) as float32 [..., D]; ids outside are clipped."""
+    """Rows of an embedding table [V, D] (array, `Int8` or `Matrix`) as float32 [..., D]; ids outside are clipped."""
+    if isinstance(table, Matrix):
+        return table.rows(ids)
     if not isinstance(table, Int8):
         return jnp.take(jnp.asarray(table), ids, axis=0, mode="clip").astype(jnp.float32)
     if table.axis != 0:
@@ -137,12 +165,19 @@ def _product_backward(transpose: bool, kept: tuple[jax.Array, jax.Array], dy: ja
 _product.defvjp(_product_forward, _product_backward)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _quantized_matmul(x: jax.Array, q: jax.Array, scale: jax.Array, colsum: jax.Array, transpose: bool) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(5,))
+def _quantized_matmul(
+    x: jax.Array, q: jax.Array, scale: jax.Array, colsum: jax.Array, limit: jax.Array | None, transpose: bool
+) -> jax.Array:
     x32 = x.astype(jnp.float32)
-    # maximum keeps NaN, so a row that holds one has scale NaN and comes out NaN; infinity likewise.
-    absmax = jnp.maximum(jnp.abs(x32).max(axis=-1, keepdims=True), SMALLEST)
-    y = _dot.bind(jnp.round(x32 * (LARGEST / absmax)), q, colsum, transpose=transpose)
+    if limit is None:
+        # maximum keeps NaN, so a row that holds one has scale NaN and comes out NaN; infinity likewise.
+        absmax = jnp.maximum(jnp.abs(x32).max(axis=-1, keepdims=True), SMALLEST)
+        steps = jnp.round(x32 * (LARGEST / absmax))
+    else:
+        absmax = jnp.where(jnp.isfinite(x32).all(axis=-1, keepdims=True), limit, jnp.nan)
+        steps = jnp.clip(jnp.round(x32 * (LARGEST / limit)), -LARGEST, LARGEST)
+    y = _dot.bind(steps, q, colsum, transpose=transpose)
     return (y.astype(jnp.float32) * (absmax / LARGEST) * scale).astype(x.dtype)
 
 

@@ -34,10 +34,10 @@ ACTIVATIONS = {"BTD": P(ROWS), "BKD": P(ROWS), "BKV": P(ROWS, None, "tensor")}
 
 
 def parameter(path: Any, shape: tuple[int, ...], mesh: Any, *, gathered: bool = False) -> P:
-    """The split of a parameter (or a moment of it, its int8 values, what LoRA adds to) by its path in the tree, where
-    it is kept or, `gathered`, used."""
+    """The split of a parameter (or a moment of it, its int8 values, what LoRA adds to, what is rounded in training) by
+    its path in the tree, where it is kept or, `gathered`, used."""
     name = ".".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
-    axes = next((axes for pattern, axes in PARAMETERS if re.search(pattern + r"(\.q|\.base)?$", name)), P())
+    axes = next((axes for pattern, axes in PARAMETERS if re.search(pattern + r"(\.q|\.base|\.w)?$", name)), P())
     if COPIES in name:
         return P("replica", *even(axes, shape[1:], mesh))
     return even(axes, shape, mesh, {"fsdp"} if gathered else set())

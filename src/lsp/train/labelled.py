@@ -114,7 +114,7 @@ def plan(
     params: Any,
     objective: Objective,
     sets: Sets,
-    recipe: recipes.Finetune | recipes.Prune | recipes.Distill,
+    recipe: recipes.Finetune | recipes.Prune | recipes.Distill | recipes.Quantize,
     clock: Clock,
 ) -> Plan:
     """A plan over the sets. Raises LspError (exit 2)."""
