@@ -144,6 +144,8 @@ class Replicas:
 class Pruning:
     what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
     sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1 (`weights`)")
+    scope: Literal["global", "layer"] = key("global", "over what that share is counted: all matrices together, where some lose more than others, or each for itself (`weights`)")
+    pattern: str = key("", "N:M, `2:4` say: of each M weights along a matrix's input dimension N are left; `sparsity` then follows from it (`weights`)")
     begin: float = key(0.0, "share of the steps after which pruning starts (`weights`)")
     end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
     every: int = key(20, "steps between two updates of the masks (`weights`)")
