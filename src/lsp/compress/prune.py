@@ -1,8 +1,9 @@
-"""Unstructured pruning: the smallest weights of the encoder's matrices become zero, little by little, while training
-goes on and makes up for them (Zhu and Gupta, 2017, "To prune, or not to prune").
+"""Unstructured pruning: the weights of the encoder's matrices that score least become zero, little by little, while
+training goes on and makes up for them (Zhu and Gupta, 2017, "To prune, or not to prune").
 
 The zeros make a model smaller (they are stored packed), not faster. Pruning is a gradient transformation chained after
-AdamW, so the loop does not know of it; the masks are its state.
+AdamW, so the loop does not know of it; the masks are its state, and what a score remembers of the gradients before
+AdamW, which the step hands over as `grad`, Optax's name for them.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,9 @@ import optax
 
 from lsp import LspError
 from lsp import recipe as recipes
+from lsp.compress import fisher
 from lsp.compress.masks import Pattern, largest
+from lsp.compress.scores import MAGNITUDE, MOVEMENT, Score
 from lsp.model.int8 import Int8
 
 Tree = Any
@@ -51,10 +54,22 @@ def cubic(step: Any, begin: int, end: int, sparsity: float) -> jax.Array:
 
 class Pruned(NamedTuple):
     """int32 step at which the masks were drawn, and masks: bool in the shape of each prunable weight, True where it
-    lives, else None."""
+    lives, else None; and the memory of the score."""
 
     drawn: jax.Array
     masks: Tree
+    memory: Tree
+
+
+def score(recipe: recipes.Pruning) -> Score:
+    """What the recipe judges weights by."""
+    match recipe.score:
+        case "magnitude":
+            return MAGNITUDE
+        case "movement":
+            return MOVEMENT
+        case "fisher":
+            return fisher.score(recipe.block)
 
 
 def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -64,8 +79,11 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     leaves them; a weight without mask is set to exactly 0 and never returns. Zeros that the model brings are kept and
     count. A step is that of the run's `progress`, so that a budget of time that ends it early still has all of it.
     With a `pattern` the last masks have it, and the zeros on the way there are among those that it takes.
-    Raises LspError (exit 2) when `begin` is after `end`, and `init` when the pattern does not fit a matrix.
+    Scores other than magnitude need the gradient, `update(…, grad=…)`, and are of all batches from the first on.
+    Raises LspError (exit 2) when `begin` is after `end`; `init` does when the pattern does not fit a matrix (2) or what
+    the score remembers does not fit the memory (5).
     """
+    by = score(recipe)
     pattern = Pattern.parse(recipe.pattern) if recipe.pattern else None
     goal = pattern.sparsity if pattern else recipe.sparsity
     begin, end = round(recipe.begin * steps), round(recipe.end * steps)
@@ -90,27 +108,43 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
             _fits(pattern, params)
         # A comparison makes new arrays: donating the state can't delete the caller's parameters. Only for matrices:
         # `params != 0` on a bias that starts at zero would freeze it.
-        return Pruned(jnp.int32(begin - recipe.every), _each(lambda w: w != 0, params))
+        masks, memory = _each(lambda w: w != 0, params), by.begin(_each(lambda w: w, params))
+        return Pruned(jnp.int32(begin - recipe.every), masks, memory)
 
     def update(
-        updates: Tree, state: Pruned, params: Tree = None, *, progress: Any, **others: Any
+        updates: Tree, state: Pruned, params: Tree = None, *, progress: Any, grad: Tree = None, **others: Any
     ) -> tuple[Tree, Pruned]:
-        if params is None:
-            raise ValueError("pruning needs the parameters: call update(updates, state, params, progress=…)")
+        if params is None or (grad is None and by is not MAGNITUDE):
+            raise ValueError("pruning needs more: call update(updates, state, params, progress=…, grad=…)")
         step = jnp.round(progress * (steps + 1)).astype(jnp.int32) - 1  # as `Clock.progress` counts
-        moved = _each(lambda w, u: w + u, params, updates)
-        # A masked weight goes first, wherever AdamW would have moved it.
-        scores = jax.tree.map(lambda mask, w: jnp.where(mask, jnp.abs(w), -jnp.inf), state.masks, moved)
+
+        def living(tree: Tree) -> Tree:
+            return jax.tree.map(lambda mask, x: jnp.where(mask, x, 0.0), state.masks, tree)
+
+        memory = state.memory
+        if grad is not None:
+            kept, gradients = living(_each(lambda w: w, params)), living(_each(lambda g: g, grad))
+            memory = by.note(memory, kept, gradients)
+        moved = living(_each(lambda w, u: w + u, params, updates))
+
+        def redrawn() -> tuple[Tree, Tree]:
+            # A weight without mask goes first, whatever its score.
+            scores = jax.tree.map(lambda m, s: jnp.where(m, s, -jnp.inf), state.masks, by.judge(memory, moved))
+            masks = drawn(scores, state.masks, step)
+            gone = jax.tree.map(lambda before, after: before & ~after, state.masks, masks)
+            return masks, by.mend(memory, moved, gone, masks)
+
         due = (step >= begin) & (state.drawn < end) & ((step - state.drawn >= recipe.every) | (step >= end))
-        masks = jax.lax.cond(due, lambda: drawn(scores, state.masks, step), lambda: state.masks)
+        masks, mended = jax.lax.cond(due, redrawn, lambda: (state.masks, jax.tree.map(jnp.zeros_like, moved)))
         updates = jax.tree.map(
-            lambda mask, w, u: u if mask is None else jnp.where(mask, u, -w),
+            lambda mask, u, w, m: u if mask is None else jnp.where(mask, u + m, -w),
             masks,
-            params,
             updates,
+            params,
+            mended,
             is_leaf=lambda mask: mask is None,
         )
-        return updates, Pruned(jnp.where(due, step, state.drawn), masks)
+        return updates, Pruned(jnp.where(due, step, state.drawn), masks, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
