@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsp import LspError
+from lsp import LspError, arrays
 from lsp import recipe as recipes
 from lsp.compress import fisher
 from lsp.compress.masks import Pattern, largest
@@ -42,6 +42,18 @@ def sparsity(params: Tree) -> float:
             w = np.asarray(leaf.q if isinstance(leaf, Int8) else leaf)
             zeros, size = zeros + w.size - int(np.count_nonzero(w)), size + w.size
     return zeros / size if size else 0.0
+
+
+def footprint(params: Tree) -> dict[str, Any]:
+    """Of the prunable weights, float or `Int8`: `sparsity`, their bytes before the store compresses them, and the bytes
+    that no code of the places of these zeros can go below (`arrays.bound_bytes`)."""
+    matrices = jax.tree.leaves(_each(lambda w: w, params), is_leaf=lambda leaf: isinstance(leaf, Int8))
+    found = dict(enumerate(matrices))
+    return {
+        "sparsity": sparsity(params),
+        "matrix_bytes": arrays.stored_bytes(found),
+        "matrix_bound_bytes": arrays.bound_bytes(found),
+    }
 
 
 def cubic(step: Any, begin: int, end: int, sparsity: float) -> jax.Array:
