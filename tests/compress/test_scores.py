@@ -51,6 +51,16 @@ def test_blocks_are_runs_of_inputs_and_come_back() -> None:
     np.testing.assert_array_equal(fisher.unblocked(taken, kernel.shape), kernel)
 
 
+def test_a_sweep_inverts_what_it_goes_over() -> None:
+    half = normal(6, 9)
+    matrix, over = half @ half.T, np.array([1, 0, 1, 1, 0, 1], bool)
+    found = np.asarray(jax.jit(fisher.swept)(matrix, over))
+    inverse = np.linalg.inv(matrix[np.ix_(over, over)].astype(float))
+    np.testing.assert_allclose(found[np.ix_(over, over)], -inverse, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(found[np.ix_(over, ~over)], inverse @ matrix[np.ix_(over, ~over)], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(fisher.swept(jnp.asarray(matrix), jnp.zeros(6, bool)), matrix)
+
+
 def test_scores_are_those_of_oberts_recursion() -> None:
     """Woodbury's update of an inverse for each gradient (Kurtić et al., 2022, equation 8), from 1 / damping."""
     gradients, w = [normal(4, 3) for _ in range(30)], normal(4, 3)

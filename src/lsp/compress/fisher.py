@@ -24,7 +24,7 @@ FORGET = 1 / 256  # of the mean with each batch
 # Added to the diagonal, in means of it over all weights, so that it means the same however large gradients are. oBERT
 # adds 1e-7.
 DAMPING = 1.0
-TOGETHER = 1024  # blocks that are inverted at once
+TOGETHER = 128  # blocks that are inverted at once: what a cache holds
 
 
 def score(size: int) -> Score:
@@ -83,10 +83,8 @@ def inverse_diagonal(fisher_NBB: jax.Array, alive_NB: jax.Array, damping: jax.Ar
     """float32 [N, B]: the diagonal of each block's damped inverse, over the weights that are alive."""
 
     def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        lower_BB = _damped_root(*block, damping)
-        identity_BB = jnp.eye(lower_BB.shape[0], dtype=jnp.float32)
-        inverse_BB = jax.scipy.linalg.solve_triangular(lower_BB, identity_BB, lower=True)
-        return (inverse_BB**2).sum(0)
+        fisher_BB, alive_B = block
+        return jnp.where(alive_B, -jnp.diagonal(swept(_damped(fisher_BB, damping), alive_B)), 1.0)
 
     return jax.lax.map(one, (fisher_NBB, alive_NB), batch_size=TOGETHER)
 
@@ -100,17 +98,32 @@ def compensation(fisher_NBB: jax.Array, removed_NB: jax.Array, left_NB: jax.Arra
 
     def one(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         fisher_BB, removed_B, left_B = block
-        slope_B = jnp.where(left_B, fisher_BB @ removed_B, 0.0)
-        return jax.scipy.linalg.cho_solve((_damped_root(fisher_BB, left_B, damping), True), slope_B)
+        return jnp.where(left_B, swept(_damped(fisher_BB, damping), left_B) @ removed_B, 0.0)
 
     return jax.lax.map(one, (fisher_NBB, removed_NB, left_NB), batch_size=TOGETHER)
 
 
-def _damped_root(fisher_BB: jax.Array, there_B: jax.Array, damping: jax.Array) -> jax.Array:
-    """The lower Cholesky factor of a block over the weights that are there, damped."""
-    both_BB = there_B[:, None] & there_B[None, :]
-    identity_BB = jnp.eye(there_B.shape[0], dtype=jnp.float32)
-    return jnp.linalg.cholesky(jnp.where(both_BB, fisher_BB, 0.0) + damping * identity_BB)
+def swept(matrix_BB: jax.Array, over_B: jax.Array) -> jax.Array:
+    """The sweep operator (Goodnight, 1979) of a symmetric matrix over the rows S that `over_B` names: [S, S] is minus
+    the inverse of what was there, and [S, the others] is that inverse times what was there.
+
+    By hand, because LAPACK's calls of XLA on a processor wait for threads of the pool that they run on, and two of them
+    at a time can wait for ever (jaxlib 0.10.2).
+    """
+
+    def pivot(k: Any, matrix_BB: jax.Array) -> jax.Array:
+        column_B, here_B = matrix_BB[:, k], jnp.arange(over_B.size) == k
+        d = jnp.where(over_B[k], column_B[k], 1.0)
+        away_BB = matrix_BB - column_B[:, None] * (column_B[None, :] / d)
+        crossed_BB = jnp.where(here_B[:, None], column_B[None, :] / d, away_BB)
+        crossed_BB = jnp.where(here_B[None, :], jnp.where(here_B, -1.0, column_B)[:, None] / d, crossed_BB)
+        return jnp.where(over_B[k], crossed_BB, matrix_BB)
+
+    return jax.lax.fori_loop(0, over_B.size, pivot, matrix_BB)
+
+
+def _damped(fisher_BB: jax.Array, damping: jax.Array) -> jax.Array:
+    return fisher_BB + damping * jnp.eye(fisher_BB.shape[0], dtype=jnp.float32)
 
 
 def _damping(memory: Tree, weights: Tree) -> jax.Array:
