@@ -52,13 +52,14 @@ def test_blocks_are_runs_of_inputs_and_come_back() -> None:
 
 
 def test_a_sweep_inverts_what_it_goes_over() -> None:
-    half = normal(6, 9)
-    matrix, over = half @ half.T, np.array([1, 0, 1, 1, 0, 1], bool)
-    found = np.asarray(jax.jit(fisher.swept)(matrix, over))
-    inverse = np.linalg.inv(matrix[np.ix_(over, over)].astype(float))
-    np.testing.assert_allclose(found[np.ix_(over, over)], -inverse, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(found[np.ix_(over, ~over)], inverse @ matrix[np.ix_(over, ~over)], rtol=1e-3, atol=1e-5)
-    np.testing.assert_array_equal(fisher.swept(jnp.asarray(matrix), jnp.zeros(6, bool)), matrix)
+    halves, overs = normal(3, 6, 9), np.array([[1, 0, 1, 1, 0, 1], [0] * 6, [1] * 6], bool)
+    matrices = halves @ halves.transpose(0, 2, 1)
+    swept = jax.jit(fisher.swept)(matrices.transpose(1, 2, 0), overs.T).transpose(2, 0, 1)
+    for found, matrix, over in zip(np.asarray(swept), matrices.astype(float), overs, strict=True):
+        inverse, across = np.linalg.inv(matrix[np.ix_(over, over)]), np.ix_(over, ~over)
+        np.testing.assert_allclose(found[np.ix_(over, over)], -inverse, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found[across], inverse @ matrix[across], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(swept[1], matrices[1])
 
 
 def test_scores_are_those_of_oberts_recursion() -> None:

@@ -6,10 +6,11 @@ on the diagonal are kept: size × 4 bytes for each weight. oBERT stops training,
 inverse by each (Woodbury). Here the training's own gradients are taken, in a mean that forgets, and it is inverted when
 weights are to go.
 
-Dimensions: N blocks of a matrix, B weights of a block.
+Dimensions: N blocks of a matrix, B weights of a block, L blocks that are inverted at once, G groups of so many.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ FORGET = 1 / 256  # of the mean with each batch
 # Added to the diagonal, in means of it over all weights, so that it means the same however large gradients are. oBERT
 # adds 1e-7.
 DAMPING = 1.0
-TOGETHER = 128  # blocks that are inverted at once: what a cache holds
+TOGETHER = 64  # blocks that are inverted at once, of 50 about what a cache holds
 
 
 def score(size: int) -> Score:
@@ -80,13 +81,12 @@ def unblocked(array_NB: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def inverse_diagonal(fisher_NBB: jax.Array, alive_NB: jax.Array, damping: jax.Array) -> jax.Array:
-    """float32 [N, B]: the diagonal of each block's damped inverse, over the weights that are alive."""
+    """float32 [N, B]: the diagonal of each block's damped inverse, over the weights that are alive; 1 elsewhere."""
 
-    def one(block: tuple[jax.Array, jax.Array]) -> jax.Array:
-        fisher_BB, alive_B = block
-        return jnp.where(alive_B, -jnp.diagonal(swept(_damped(fisher_BB, damping), alive_B)), 1.0)
+    def some(matrix_BBL: jax.Array, alive_BL: jax.Array) -> jax.Array:
+        return jnp.where(alive_BL, -jnp.diagonal(swept(matrix_BBL, alive_BL)).T, 1.0)
 
-    return jax.lax.map(one, (fisher_NBB, alive_NB), batch_size=TOGETHER)
+    return _side_by_side(some, fisher_NBB, damping, alive_NB)
 
 
 def compensation(fisher_NBB: jax.Array, removed_NB: jax.Array, left_NB: jax.Array, damping: jax.Array) -> jax.Array:
@@ -96,34 +96,48 @@ def compensation(fisher_NBB: jax.Array, removed_NB: jax.Array, left_NB: jax.Arra
     oBERT adds up what each removed weight asks for by itself, which is too much where several of a block go.
     """
 
-    def one(block: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        fisher_BB, removed_B, left_B = block
-        return jnp.where(left_B, swept(_damped(fisher_BB, damping), left_B) @ removed_B, 0.0)
+    def some(matrix_BBL: jax.Array, removed_BL: jax.Array, left_BL: jax.Array) -> jax.Array:
+        return jnp.where(left_BL, (swept(matrix_BBL, left_BL) * removed_BL).sum(1), 0.0)
 
-    return jax.lax.map(one, (fisher_NBB, removed_NB, left_NB), batch_size=TOGETHER)
+    return _side_by_side(some, fisher_NBB, damping, removed_NB, left_NB)
 
 
-def swept(matrix_BB: jax.Array, over_B: jax.Array) -> jax.Array:
-    """The sweep operator (Goodnight, 1979) of a symmetric matrix over the rows S that `over_B` names: [S, S] is minus
+def swept(matrix_BBL: jax.Array, over_BL: jax.Array) -> jax.Array:
+    """The sweep operator (Goodnight, 1979) of symmetric matrices over the rows S that `over_BL` names: [S, S] is minus
     the inverse of what was there, and [S, the others] is that inverse times what was there.
 
     By hand, because LAPACK's calls of XLA on a processor wait for threads of the pool that they run on, and two of them
     at a time can wait for ever (jaxlib 0.10.2).
     """
 
-    def pivot(k: Any, matrix_BB: jax.Array) -> jax.Array:
-        column_B, here_B = matrix_BB[:, k], jnp.arange(over_B.size) == k
-        d = jnp.where(over_B[k], column_B[k], 1.0)
-        away_BB = matrix_BB - column_B[:, None] * (column_B[None, :] / d)
-        crossed_BB = jnp.where(here_B[:, None], column_B[None, :] / d, away_BB)
-        crossed_BB = jnp.where(here_B[None, :], jnp.where(here_B, -1.0, column_B)[:, None] / d, crossed_BB)
-        return jnp.where(over_B[k], crossed_BB, matrix_BB)
+    def pivot(k: Any, matrix_BBL: jax.Array) -> jax.Array:
+        row_BL, over_L = matrix_BBL[k], over_BL[k]
+        d_L = jnp.where(over_L, row_BL[k], 1.0)
+        solved_BL = jnp.where(over_L, row_BL, 0.0) / d_L
+        matrix_BBL = matrix_BBL - row_BL[:, None] * solved_BL
+        row_BL = jnp.where(over_L, solved_BL.at[k].set(-1.0 / d_L), row_BL)
+        return matrix_BBL.at[k].set(row_BL).at[:, k].set(row_BL)
 
-    return jax.lax.fori_loop(0, over_B.size, pivot, matrix_BB)
+    return jax.lax.fori_loop(0, over_BL.shape[0], pivot, matrix_BBL)
 
 
-def _damped(fisher_BB: jax.Array, damping: jax.Array) -> jax.Array:
-    return fisher_BB + damping * jnp.eye(fisher_BB.shape[0], dtype=jnp.float32)
+def _side_by_side(
+    some: Callable[..., jax.Array], fisher_NBB: jax.Array, damping: Any, *more_NB: jax.Array
+) -> jax.Array:
+    """[N, B]: `some` of damped blocks, L at a time along the last dimension, where a processor's vectors lie."""
+    blocks, size = fisher_NBB.shape[:2]
+    identity_BB1 = jnp.eye(size, dtype=jnp.float32)[:, :, None]
+
+    def groups(array: jax.Array) -> jax.Array:
+        filled = jnp.pad(array, [(0, -blocks % TOGETHER)] + [(0, 0)] * (array.ndim - 1))
+        return filled.reshape(-1, TOGETHER, *array.shape[1:])
+
+    def group(parts: tuple[jax.Array, ...]) -> jax.Array:
+        fisher_BBL, *more_BL = (jnp.moveaxis(part, 0, -1) for part in parts)
+        return some(fisher_BBL + damping * identity_BB1, *more_BL)
+
+    found_GBL = jax.lax.map(group, tuple(map(groups, (fisher_NBB, *more_NB))))
+    return jnp.moveaxis(found_GBL, 1, 2).reshape(-1, size)[:blocks]
 
 
 def _damping(memory: Tree, weights: Tree) -> jax.Array:
