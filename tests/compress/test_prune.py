@@ -128,7 +128,7 @@ def test_donating_the_state_leaves_the_callers_arrays_alone(params: dict) -> Non
 
 
 def test_a_run_that_time_ends_early_has_all_its_zeros(params: dict) -> None:
-    shares = [0.05, 0.12, 0.3, 0.31, 0.55, 0.7, 0.9]  # of a run that might have had 1,000 steps
+    shares = [0.05, 0.13, 0.3, 0.31, 0.55, 0.7, 0.9]  # of a run that might have had 1,000 steps
     history = train(params, prune.gradual(recipe.Pruning(sparsity=0.4, begin=0.1, end=0.6, every=20), 1000), 0, shares)
     number = chosen(params).size
     wanted = [0.4 * (1 - (1 - min(max(share - 0.1, 0) / 0.5, 1)) ** 3) for share in shares]

@@ -121,7 +121,8 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
         # A comparison makes new arrays: donating the state can't delete the caller's parameters. Only for matrices:
         # `params != 0` on a bias that starts at zero would freeze it.
         masks, memory = _each(lambda w: w != 0, params), by.begin(_each(lambda w: w, params))
-        return Pruned(jnp.int32(begin - recipe.every), masks, memory)
+        first = begin if begin < end else begin - recipe.every  # at `begin` itself there is nothing to remove yet
+        return Pruned(jnp.int32(first), masks, memory)
 
     def update(
         updates: Tree, state: Pruned, params: Tree = None, *, progress: Any, grad: Tree = None, **others: Any
