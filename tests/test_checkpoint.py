@@ -378,6 +378,21 @@ def test_a_finished_model_opens_and_its_run_cannot_be_run_again(
         assert run.result() == result | {"status": "already complete"}
 
 
+def test_packed_places_make_a_run_of_format_2_and_dense_arrays_one_of_format_1(
+    tmp_path: Path, tokenizer: Tokenizer, config: ModelConfig
+) -> None:
+    config = ModelConfig.from_dict(config.to_dict() | {"vocab_size": 320})
+    dense = jax.tree.map(np.ones_like, initialise(config, 0))
+    table = np.where(np.arange(320) < 300, 0, 1).astype(np.float32)[:, None] * dense["embeddings"]["tokens"]["table"]
+    sparse = dense | {"embeddings": dense["embeddings"] | {"tokens": {"table": table}}}
+    for name, params, layout in (("dense", dense, 1), ("sparse", sparse, 2)):
+        with directory.claim(tmp_path / name, command="pretrain", recipe="", inputs={}) as run:
+            made = checkpoint.Model(config, params, tokenizer, ("no", "yes"))
+            checkpoint.finish(run, made, stage="pretrain", step=1, metrics={}, result={})
+        assert directory.read(tmp_path / name)["format"] == layout
+        assert_same(checkpoint.open(tmp_path / name).params, params)
+
+
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
     out = tmp_path / "run"
     complete(out, tokenizer, ModelConfig.from_dict(config.to_dict() | {"vocab_size": 320}))

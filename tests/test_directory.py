@@ -324,7 +324,7 @@ def test_what_is_no_checkpoint_gets_a_sentence(tmp_path: Path) -> None:
         directory.read(tmp_path / "file")
     with refused(Exit.ARTIFACT, "no manifest.json"):
         directory.read(tmp_path / "runs")
-    (tmp_path / "runs" / "manifest.json").write_text('{"format": 2, "other": 1}')
+    (tmp_path / "runs" / "manifest.json").write_text('{"format": 3, "other": 1}')
     with refused(Exit.ARTIFACT, "newer", "pgrade"):
         directory.read(tmp_path / "runs")
 

@@ -102,6 +102,20 @@ def test_compression_is_real(road: Path):
         assert found["after"]["bytes"] == found["bytes"] < found["before"]["bytes"], stage
 
 
+def test_curvature_and_a_pattern_go_together_and_the_result_names_the_bound(road: Path, tmp_path: Path):
+    asked = recipe.Pruning(score="fisher", block=8, pattern="1:4", every=5)
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    after = prune.run(road / "student", tmp_path / "pruned", dataclasses.replace(PRUNED, prune=asked), files, AGAIN)
+    after = after["after"]
+    assert after["sparsity"] == 0.75 and after["metrics"]["accuracy"] > 0.9
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.open(tmp_path / "pruned").params["layers"])
+    widths = [leaf.size for path, leaf in leaves if path[-1].key == "kernel"]
+    bits = 0.25 * 2 + 0.75 * np.log2(4 / 3)  # the entropy of a place
+    bound = sum(size // 4 * 4 + size * bits / 8 for size in widths)
+    assert after["matrix_bound_bytes"] == pytest.approx(bound, abs=len(widths))
+    assert after["matrix_bound_bytes"] < after["matrix_bytes"]
+
+
 def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
     files = Files(road / "train.tsv", road / "dev.tsv")
     quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, False, QUIET)

@@ -14,17 +14,18 @@ import jax
 import numpy as np
 
 from lsp import Exit, LspError
-from lsp.manifest import MACHINE, cannot_write
+from lsp.manifest import FORMAT, MACHINE, SPARSE, cannot_write
 from lsp.model.int8 import Int8
-from lsp.model.sparse import is_packed, pack, unpack
+from lsp.model.sparse import is_packed, least_bytes, pack, unpack
 from lsp.model.weightonly import WeightOnly, is_quantized
 
 PATIENCE = 4 * 10**9  # seconds: more than from 1970 to 2038
 Tree = Any  # nested dicts (str or whole-number keys) of arrays, Int8 and WeightOnly; for a state, any pytree of arrays
 
 
-def save_params(path: Path, params: Tree) -> None:
-    """Writes a parameter tree as it is: int8 stays int8, and an array that is smaller packed is packed.
+def save_params(path: Path, params: Tree) -> int:
+    """Writes a parameter tree as it is: int8 stays int8, and an array that is smaller packed is packed. Returns the
+    format that a reader must know for that.
 
     Replaces what is there. Raises LspError (exit 5) when the disk is full.
     """
@@ -44,6 +45,7 @@ def save_params(path: Path, params: Tree) -> None:
     finally:
         checkpointer.close()
         shutil.rmtree(work, ignore_errors=True)
+    return SPARSE if any(map(is_packed, jax.tree.leaves(stored, is_leaf=is_packed))) else FORMAT
 
 
 def load_params(path: Path) -> Tree:
@@ -71,6 +73,20 @@ def count(params: Tree) -> int:
 def stored_bytes(params: Tree) -> int:
     """Bytes of the arrays that `save_params` writes, before the store compresses them."""
     return nbytes(_stored(params))
+
+
+def bound_bytes(params: Tree) -> int:
+    """Bytes of all values as they are, and of the entropy of where they are among zeros: what packing can come near."""
+    return sum(least_bytes(leaf) for leaf in jax.tree.leaves(_dense(params)))
+
+
+def _dense(params: Tree) -> Tree:
+    """In NumPy, `Int8` as what is kept of it."""
+
+    def kept(leaf: Any) -> Any:
+        return (np.asarray(leaf.q), np.asarray(leaf.scale)) if isinstance(leaf, Int8) else np.asarray(leaf)
+
+    return jax.tree.map(kept, params, is_leaf=lambda leaf: isinstance(leaf, Int8))
 
 
 def _stored(node: Tree) -> Any:

@@ -122,7 +122,7 @@ def finish(
     That is command, out, status, step and metrics, then `result`, then parameters and bytes.
     Killed anywhere, the run is either still to be continued from its steps, or complete.
     """
-    save_params(run.path / "params", model.params)
+    layout = save_params(run.path / "params", model.params)
     model.tokenizer.save(run.path / "tokenizer")
     size = {"parameters": count(model.params), "bytes": _used(run.path)}
     if "after" in result:  # a compress stage compares itself with what it came from
@@ -131,6 +131,7 @@ def finish(
     result = {**first, **result, **size}
     directory.write_atomically(run.path / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     manifest = {
+        "format": layout,
         "stage": stage,
         "model": model.config.to_dict(),
         "task": {},

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from lsp import Exit, LspError, nearest
 
 FORMAT = 1
+SPARSE = 2  # where arrays are packed by the gaps between their values, which a reader of format 1 does not know
 MANIFEST_LIMIT = 64 * 2**20  # bytes; a manifest of a million files is larger, and is not ours
 DEPTH_LIMIT = 32  # folders below the run; Orbax makes four
 UNLISTED = ("manifest.json", ".lock")
@@ -33,7 +34,8 @@ MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, e
 def seal(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Makes `path` a whole directory: every file synced and hashed, then `manifest.json`. Returns the manifest.
 
-    Adds `format`, `files` and `self` to what it is given. Half-written `*.tmp` files of a killed process are removed.
+    Adds `files`, `self` and, where it has none, `format` to what it is given. Half-written `*.tmp` files of a killed
+    process are removed.
     """
     names = []
     for name in walk(path):
@@ -45,7 +47,7 @@ def seal(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         entries = list(pool.map(lambda name: _sync_and_hash(path / name), names))
     for folder in {parent for name in names for parent in (path / name).parents if parent.is_relative_to(path)}:
         sync(folder)
-    body = manifest | {"format": FORMAT, "files": dict(zip(names, entries, strict=True))}
+    body = {"format": FORMAT} | manifest | {"files": dict(zip(names, entries, strict=True))}
     body.pop("self", None)
     body = json.loads(json.dumps(body))  # tuples and whole-number keys become what a reader will see
     text = _canonical(body | {"self": _digest(body)})
@@ -160,12 +162,12 @@ def load(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(raw)
         version = manifest["format"]
-        if type(version) is int and version > FORMAT:
+        if type(version) is int and version > SPARSE:
             raise from_the_future(path / "manifest.json")
         body = {key: value for key, value in manifest.items() if key != "self"}
         # Comparing bytes too, because a flipped bit in white space would change neither values nor their hash.
         whole = manifest["self"] == _digest(body) and raw == _canonical(manifest).encode()
-        whole = whole and version == FORMAT and all(map(_is_entry, manifest["files"].items()))
+        whole = whole and version in (FORMAT, SPARSE) and all(map(_is_entry, manifest["files"].items()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         whole = False
     if not whole:

@@ -144,6 +144,10 @@ class Replicas:
 class Pruning:
     what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
     sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1 (`weights`)")
+    score: Literal["magnitude", "movement", "fisher"] = key("magnitude", "which weights go first: the smallest, those that training moves towards zero, or those whose loss their block's curvature says can best be made up for (`weights`)")
+    block: int = key(50, "weights of a block whose curvature `fisher` keeps, at 4·`block` bytes for each of the encoder's weights, in memory and in saved steps")
+    scope: Literal["global", "layer"] = key("global", "over what that share is counted: all matrices together, where some lose more than others, or each for itself (`weights`)")
+    pattern: str = key("", "N:M, `2:4` say: of each M weights along a matrix's input dimension N are left; `sparsity` then follows from it (`weights`)")
     begin: float = key(0.0, "share of the steps after which pruning starts (`weights`)")
     end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
     every: int = key(20, "steps between two updates of the masks (`weights`)")
@@ -298,7 +302,7 @@ LIMITS = (
     (("mask_rate", "mask_rate_end", "smooth", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
-    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup"), lambda v: v >= 1, "at least 1"),
+    (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup", "block"), lambda v: v >= 1, "at least 1"),
     (("steps", "epochs", "pieces", "depth", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),

@@ -74,23 +74,7 @@ def test_the_schedule_is_zhu_and_guptas() -> None:
     wanted = [0.8 - 0.8 * (1 - min(max(t - 10, 0), 20) / 20) ** 3 for t in range(41)]
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert found[10] == 0 and found[30] == found[40] == np.float32(0.8)
-    np.testing.assert_array_equal(prune.cubic(jnp.array([5, 6], jnp.int32), 5, 5, 0.5), np.float32([0, 0.5]))
-
-
-@pytest.mark.parametrize("kind", ["normal", "many equal", "all equal"])
-def test_the_smallest_of_all_matrices_go_to_the_exact_number(kind: str) -> None:
-    rng = np.random.default_rng(0)
-    weights = [rng.standard_normal(shape).astype(np.float32) for shape in ((7, 5), (4, 9), (3, 1))]
-    if kind == "many equal":
-        weights = [np.round(w) for w in weights]
-    if kind == "all equal":
-        weights = [np.sign(w) for w in weights]
-    masks = [jnp.ones(w.shape, bool) for w in weights]
-    flat = np.concatenate([w.ravel() for w in weights])
-    largest = jax.jit(prune.largest)
-    for count in (0, 1, 2, 30, 37, 73, 74):
-        kept = np.concatenate([np.asarray(mask).ravel() for mask in largest(weights, np.int32(count), masks)])
-        np.testing.assert_array_equal(~kept, smallest(flat, count), err_msg=str(count))
+    np.testing.assert_array_equal(prune.cubic(jnp.array([4, 5, 6], jnp.int32), 5, 5, 0.5), np.float32([0, 0.5, 0.5]))
 
 
 def test_gradual_pruning_under_adamw_equals_the_slow_version(params: dict) -> None:
@@ -111,7 +95,9 @@ def test_gradual_pruning_under_adamw_equals_the_slow_version(params: dict) -> No
 def test_masks_are_drawn_over_the_weights_that_the_update_leaves(params: dict) -> None:
     rng = np.random.default_rng(2)
     updates = jax.tree.map(lambda w: rng.standard_normal(w.shape).astype(np.float32) * 0.5, params)
-    tx = prune.gradual(recipe.Pruning(0.3, 0.0, 0.25, 1), 4)  # the whole of it at the second update
+    tx = prune.gradual(
+        recipe.Pruning(sparsity=0.3, begin=0.0, end=0.25, every=1), 4
+    )  # the whole of it at the second update
     update = jax.jit(tx.update)
     same, state = update(updates, tx.init(params), params, progress=np.float32(0.2))
     jax.tree.map(np.testing.assert_array_equal, same, updates)
@@ -125,7 +111,9 @@ def test_a_pruned_model_keeps_its_zeros_and_biases_are_free(params: dict) -> Non
     kernel = params["layers"][0]["attention"]["qkv"]["kernel"]
     params["layers"][0]["attention"]["qkv"]["kernel"] = kernel.at[:8].set(0.0)
     before = prune.sparsity(params)
-    tx = optimizer.make(recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.gradual(recipe.Pruning(0.01), 4))
+    tx = optimizer.make(
+        recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.gradual(recipe.Pruning(sparsity=0.01), 4)
+    )
     last = train(params, tx, 4)[-1]
     assert prune.sparsity(last) == before > 0.01
     assert not last["layers"][0]["attention"]["qkv"]["kernel"][:8].any()
@@ -140,8 +128,8 @@ def test_donating_the_state_leaves_the_callers_arrays_alone(params: dict) -> Non
 
 
 def test_a_run_that_time_ends_early_has_all_its_zeros(params: dict) -> None:
-    shares = [0.05, 0.12, 0.3, 0.31, 0.55, 0.7, 0.9]  # of a run that might have had 1,000 steps
-    history = train(params, prune.gradual(recipe.Pruning(0.4, 0.1, 0.6, 20), 1000), 0, shares)
+    shares = [0.05, 0.13, 0.3, 0.31, 0.55, 0.7, 0.9]  # of a run that might have had 1,000 steps
+    history = train(params, prune.gradual(recipe.Pruning(sparsity=0.4, begin=0.1, end=0.6, every=20), 1000), 0, shares)
     number = chosen(params).size
     wanted = [0.4 * (1 - (1 - min(max(share - 0.1, 0) / 0.5, 1)) ** 3) for share in shares]
     wanted[3] = wanted[2]  # twenty steps had not gone by
@@ -150,7 +138,7 @@ def test_a_run_that_time_ends_early_has_all_its_zeros(params: dict) -> None:
 
 
 def test_the_last_step_can_be_the_end(params: dict) -> None:
-    last = train(params, prune.gradual(recipe.Pruning(0.4, 0.0, 1.0, 100), 5), 5)[-1]
+    last = train(params, prune.gradual(recipe.Pruning(sparsity=0.4, begin=0.0, end=1.0, every=100), 5), 5)[-1]
     assert prune.sparsity(last) == round(0.4 * chosen(params).size) / chosen(params).size
 
 
@@ -159,6 +147,42 @@ def test_quantizing_keeps_the_zeros(params: dict) -> None:
     out["kernel"] = jnp.zeros_like(out["kernel"])
     share = prune.sparsity(params)
     assert 0 < share <= prune.sparsity(quantize(params)) < share + 0.05
+
+
+def matrices(params: dict) -> list[np.ndarray]:
+    """The prunable matrices."""
+    return [
+        np.asarray(w) for w, yes in zip(*map(jax.tree.leaves, (params, prune.prunable(params))), strict=True) if yes
+    ]
+
+
+def test_by_layer_each_matrix_loses_the_same_share_and_its_own_smallest(params: dict) -> None:
+    kernel = params["layers"][0]["attention"]["qkv"]["kernel"]
+    params["layers"][0]["attention"]["qkv"]["kernel"] = 100 * kernel  # of which a global threshold would leave all
+    still = jax.tree.map(jnp.zeros_like, params)
+    tx = prune.gradual(recipe.Pruning(sparsity=0.3, begin=0.0, end=0.0, scope="layer"), 4)
+    updates, _ = jax.jit(tx.update)(still, tx.init(params), params, progress=np.float32(0.2))
+    for before, after in zip(matrices(params), matrices(jax.tree.map(jnp.add, params, updates)), strict=True):
+        wanted = np.where(smallest(before.ravel(), round(0.3 * before.size)).reshape(before.shape), 0, before)
+        np.testing.assert_array_equal(after, wanted)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_a_pattern_is_there_at_the_end_and_never_exceeded_before(params: dict, scope: str) -> None:
+    plan = recipe.Pruning(begin=0.1, end=0.6, every=2, scope=scope, pattern="1:4")
+    settings = recipe.Train(steps=20, learning_rate=1e-2, warmup=0.0)
+    history = train(params, optimizer.make(settings, prune.gradual(plan, 20)), 20)
+    shares = [prune.sparsity(each) for each in history]
+    assert 0 < shares[4] < shares[6] < shares[12] == shares[-1] == 0.75
+    for weights in history:
+        for kernel in matrices(weights):
+            gone = [sum(kernel[row : row + 4, column] == 0) for row in (0, 4) for column in range(kernel.shape[1])]
+            assert max(gone) <= 3 and (weights is not history[-1] or min(gone) == 3)
+
+
+def test_a_pattern_that_does_not_divide_a_matrix_is_refused_with_its_name(params: dict) -> None:
+    with pytest.raises(LspError, match=r"layers\.0\.attention\.out\.kernel has 16 inputs, which .* = 2:5 does not"):
+        prune.gradual(recipe.Pruning(pattern="2:5"), 10).init(params)
 
 
 def test_a_beginning_after_the_end_is_refused() -> None:

@@ -252,10 +252,10 @@ def prune(
         --set prune.what=structure --set prune.speedup=2 --out runs/sst2-fast
 
     Remove what the classifier can do without, then train to answer as before.
-    prune.what is weights (the smallest become zeros, little by little, stored
-    packed: smaller, not faster), structure (heads and feed-forward units, until
-    it is prune.speedup times as fast on this machine) or vocabulary (pieces that
-    the examples do not use: smaller).
+    prune.what is weights (the smallest, or those that prune.score names, become
+    zeros, little by little, stored packed: smaller, not faster), structure (heads
+    and feed-forward units, until it is prune.speedup times as fast on this
+    machine) or vocabulary (pieces that the examples do not use: smaller).
     """
     plan = recipe.load(recipe.Prune, recipe_file, changes)
     columns = (tuple(text_column), label_column)

@@ -43,7 +43,7 @@ def run(
         recovery = Recovery(sets, recipe, held.path, clock, options)
         fitted = recovery.fit(config, dequantize(base.params), prune.gradual(recipe.prune, recovery.steps))
         params = quantize(fitted.params) if present(base.params) else fitted.params
-        after = classifier.score(params, sets.dev).summary() | {"sparsity": prune.sparsity(params)}
+        after = classifier.score(params, sets.dev).summary() | prune.footprint(params)
         return checkpoint.finish(
             held,
             checkpoint.Model(config, params, base.tokenizer, base.labels),

@@ -1,8 +1,9 @@
-"""Unstructured pruning: the smallest weights of all encoder matrices together become zero, little by little, while
+"""Unstructured pruning: the weights of the encoder's matrices that score least become zero, little by little, while
 training goes on and makes up for them (Zhu and Gupta, 2017, "To prune, or not to prune").
 
 The zeros make a model smaller (they are stored packed), not faster. Pruning is a gradient transformation chained after
-AdamW, so the loop does not know of it; the masks are its state.
+AdamW, so the loop does not know of it; the masks are its state, and what a score remembers of the gradients before
+AdamW, which the step hands over as `grad`, Optax's name for them.
 """
 
 from typing import Any, NamedTuple
@@ -12,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsp import LspError
+from lsp import LspError, arrays
 from lsp import recipe as recipes
+from lsp.compress import fisher
+from lsp.compress.masks import Pattern, largest
+from lsp.compress.scores import MAGNITUDE, MOVEMENT, Score
+from lsp.model.int8 import Int8
 from lsp.model.weightonly import is_quantized
 
 Tree = Any
-BITS = 31  # of a non-negative float32 or int32: its sign bit is always 0
 
 
 def prunable(params: Tree) -> Tree:
@@ -41,18 +45,44 @@ def sparsity(params: Tree) -> float:
     return zeros / size if size else 0.0
 
 
+def footprint(params: Tree) -> dict[str, Any]:
+    """Of the prunable weights, float or `Int8`: `sparsity`, their bytes before the store compresses them, and the bytes
+    that no code of the places of these zeros can go below (`arrays.bound_bytes`)."""
+    matrices = jax.tree.leaves(_each(lambda w: w, params), is_leaf=lambda leaf: isinstance(leaf, Int8))
+    found = dict(enumerate(matrices))
+    return {
+        "sparsity": sparsity(params),
+        "matrix_bytes": arrays.stored_bytes(found),
+        "matrix_bound_bytes": arrays.bound_bytes(found),
+    }
+
+
 def cubic(step: Any, begin: int, end: int, sparsity: float) -> jax.Array:
-    """Zhu and Gupta's schedule: 0 until step `begin`, `sparsity` from step `end` on, rising fast at first."""
-    progress = (jnp.asarray(step) - begin).astype(jnp.float32) / max(1, end - begin)
-    return sparsity * (1 - (1 - jnp.clip(progress, 0, 1)) ** 3)
+    """Zhu and Gupta's schedule: 0 until step `begin`, `sparsity` from step `end` on, rising fast at first. Where both
+    are one step, all at once there."""
+    step = jnp.asarray(step)
+    progress = jnp.clip((step - begin).astype(jnp.float32) / max(1, end - begin), 0, 1)
+    return sparsity * (1 - jnp.where(step >= end, 0.0, 1 - progress) ** 3)
 
 
 class Pruned(NamedTuple):
     """int32 step at which the masks were drawn, and masks: bool in the shape of each prunable weight, True where it
-    lives, else None."""
+    lives, else None; and the memory of the score."""
 
     drawn: jax.Array
     masks: Tree
+    memory: Tree
+
+
+def score(recipe: recipes.Pruning) -> Score:
+    """What the recipe judges weights by."""
+    match recipe.score:
+        case "magnitude":
+            return MAGNITUDE
+        case "movement":
+            return MOVEMENT
+        case "fisher":
+            return fisher.score(recipe.block)
 
 
 def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformationExtraArgs:
@@ -61,76 +91,81 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     Every `every` steps, from `begin` to `end` of the run, the masks are drawn anew over the weights as this update
     leaves them; a weight without mask is set to exactly 0 and never returns. Zeros that the model brings are kept and
     count. A step is that of the run's `progress`, so that a budget of time that ends it early still has all of it.
-    Raises LspError (exit 2) when `begin` is after `end`.
+    With a `pattern` the last masks have it, and the zeros on the way there are among those that it takes.
+    Scores other than magnitude need the gradient, `update(…, grad=…)`, and are of all batches from the first on.
+    Raises LspError (exit 2) when `begin` is after `end`; `init` does when the pattern does not fit a matrix (2) or what
+    the score remembers does not fit the memory (5).
     """
+    by = score(recipe)
+    pattern = Pattern.parse(recipe.pattern) if recipe.pattern else None
+    goal = pattern.sparsity if pattern else recipe.sparsity
     begin, end = round(recipe.begin * steps), round(recipe.end * steps)
     if begin > end:
         raise LspError(f"prune.begin = {recipe.begin} is after prune.end = {recipe.end}.", hint="Lower prune.begin.")
     end = min(end, steps - 1)  # the last update of all is number steps - 1
     begin = min(begin, end)
 
+    def drawn(scores: Tree, masks: Tree, step: jax.Array) -> Tree:
+        if pattern:
+            scores = jax.tree.map(pattern.held, scores)
+
+        def fewer(scores: Tree, masks: Tree) -> Tree:
+            number = sum(score.size for score in jax.tree.leaves(scores))
+            behind = (goal - cubic(step, begin, end, goal)) * number
+            return largest(scores, round(goal * number) - jnp.round(behind).astype(jnp.int32), masks)
+
+        return jax.tree.map(fewer, scores, masks) if recipe.scope == "layer" else fewer(scores, masks)
+
     def init(params: Tree) -> Pruned:
+        if pattern:
+            _fits(pattern, params)
         # A comparison makes new arrays: donating the state can't delete the caller's parameters. Only for matrices:
         # `params != 0` on a bias that starts at zero would freeze it.
-        return Pruned(jnp.int32(begin - recipe.every), _each(lambda w: w != 0, params))
+        masks, memory = _each(lambda w: w != 0, params), by.begin(_each(lambda w: w, params))
+        first = begin if begin < end else begin - recipe.every  # at `begin` itself there is nothing to remove yet
+        return Pruned(jnp.int32(first), masks, memory)
 
     def update(
-        updates: Tree, state: Pruned, params: Tree = None, *, progress: Any, **others: Any
+        updates: Tree, state: Pruned, params: Tree = None, *, progress: Any, grad: Tree = None, **others: Any
     ) -> tuple[Tree, Pruned]:
-        if params is None:
-            raise ValueError("pruning needs the parameters: call update(updates, state, params, progress=…)")
+        if params is None or (grad is None and by is not MAGNITUDE):
+            raise ValueError("pruning needs more: call update(updates, state, params, progress=…, grad=…)")
         step = jnp.round(progress * (steps + 1)).astype(jnp.int32) - 1  # as `Clock.progress` counts
-        moved = _each(lambda w, u: w + u, params, updates)
-        # A masked weight is judged as 0, wherever AdamW would have moved it.
-        alive = jax.tree.map(lambda mask, w: jnp.where(mask, w, 0.0), state.masks, moved)
-        number = sum(w.size for w in jax.tree.leaves(alive))
-        behind = (recipe.sparsity - cubic(step, begin, end, recipe.sparsity)) * number
-        count = round(recipe.sparsity * number) - jnp.round(behind).astype(jnp.int32)
+
+        def living(tree: Tree) -> Tree:
+            return jax.tree.map(lambda mask, x: jnp.where(mask, x, 0.0), state.masks, tree)
+
+        memory = state.memory
+        if grad is not None:
+            kept, gradients = living(_each(lambda w: w, params)), living(_each(lambda g: g, grad))
+            memory = by.note(memory, kept, gradients)
+        moved = living(_each(lambda w, u: w + u, params, updates))
+
+        def redrawn() -> tuple[Tree, Tree]:
+            # A weight without mask goes first, whatever its score.
+            scores = jax.tree.map(lambda m, s: jnp.where(m, s, -jnp.inf), state.masks, by.judge(memory, moved))
+            masks = drawn(scores, state.masks, step)
+            gone = jax.tree.map(lambda before, after: before & ~after, state.masks, masks)
+            return masks, by.mend(memory, moved, gone, masks)
+
         due = (step >= begin) & (state.drawn < end) & ((step - state.drawn >= recipe.every) | (step >= end))
-        masks = jax.lax.cond(due, lambda: largest(alive, count, state.masks), lambda: state.masks)
+        masks, mended = jax.lax.cond(due, redrawn, lambda: (state.masks, jax.tree.map(jnp.zeros_like, moved)))
         updates = jax.tree.map(
-            lambda mask, w, u: u if mask is None else jnp.where(mask, u, -w),
+            lambda mask, u, w, m: u if mask is None else jnp.where(mask, u + m, -w),
             masks,
-            params,
             updates,
+            params,
+            mended,
             is_leaf=lambda mask: mask is None,
         )
-        return updates, Pruned(jnp.where(due, step, state.drawn), masks)
+        return updates, Pruned(jnp.where(due, step, state.drawn), masks, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def largest(weights: Tree, count: jax.Array, masks: Tree) -> Tree:
-    """`masks` without the `count` weights of least magnitude in the whole tree; of equal ones the first go.
-
-    Exact, and no weight leaves its device: the threshold is found by halving the range of bit patterns, which order
-    non-negative floats as their values do, and only counts are summed over devices.
-    """
-    leaves, structure = jax.tree.flatten(weights)
-    magnitudes = [jax.lax.bitcast_convert_type(jnp.abs(w).astype(jnp.float32), jnp.int32) for w in leaves]
-    threshold = _kth_smallest(magnitudes, count)
-    smaller = sum(jnp.sum(m < threshold, dtype=jnp.int32) for m in magnitudes)
-    starts = np.cumsum([0] + [w.size for w in leaves])
-    places = [
-        jnp.where(m == threshold, start + jnp.arange(m.size, dtype=jnp.int32).reshape(m.shape), 2**BITS - 1)
-        for m, start in zip(magnitudes, starts.tolist(), strict=False)
-    ]
-    last = _kth_smallest(places, count - smaller)
-    gone = [(m < threshold) | (p <= last) for m, p in zip(magnitudes, places, strict=True)]
-    # Of nothing to remove, `_kth_smallest` knows no last one.
-    return jax.tree.map(lambda mask, g: mask & ~(g & (count > 0)), masks, jax.tree.unflatten(structure, gone))
-
-
-def _kth_smallest(values: list[jax.Array], k: jax.Array) -> jax.Array:
-    """The k-th smallest (from 1) of non-negative int32 values over all arrays; 0 for k = 0."""
-
-    def halve(_: Any, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds
-        middle = low + (high - low) // 2
-        enough = sum(jnp.sum(v <= middle, dtype=jnp.int32) for v in values) >= k
-        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
-
-    return jax.lax.fori_loop(0, BITS, halve, (jnp.int32(0), jnp.int32(2**BITS - 1)))[0]
+def _fits(pattern: Pattern, params: Tree) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(_each(lambda w: w, params)):
+        pattern.check(jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape[0])
 
 
 def _each(function: Any, params: Tree, *others: Tree) -> Tree:

@@ -134,7 +134,7 @@ def make_update(
             guesses = jnp.float32(expected)
         grads = jax.tree.map(lambda g: g / guesses, grads)
         with jax.numpy_dtype_promotion("standard"):  # Optax raises floats to the power of an integer count
-            updates, opt_state = tx.update(grads, opt_state, params, progress=progress)
+            updates, opt_state = tx.update(grads, opt_state, params, progress=progress, grad=grads)
         return optax.apply_updates(params, updates), opt_state, metrics, optax.tree.norm(grads)
 
     return Update(tx.init, update)
