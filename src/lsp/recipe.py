@@ -168,7 +168,7 @@ class Chain:
 class Distillation:
     temperature: float = key(2.0, "softens teacher and student before they are compared")
     hard: float = key(0.0, "weight of the labels, 0 to 1; the teacher has the rest")
-    start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, or random")
+    start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, and the teacher's words in their main directions where it is narrower; or random")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Distillation: a small student learns a teacher's answers (Hinton et al., 2015), started from the teacher's layers
 where shapes allow (Sanh et al., 2019, "DistilBERT").
 
-Dimensions: B rows, C classes.
+Dimensions: B rows, C classes, V pieces, D width, E the teacher's width.
 """
 
 from typing import Any
@@ -58,6 +58,7 @@ def student(
     """`fresh` with the teacher's weights wherever a part has the same names and shapes, and what was copied.
 
     Parts are each embedding table and norm, each layer's attention and feed-forward block, the last norm and the heads.
+    A narrower table of the same pieces begins with what `narrowed` leaves of the teacher's.
     Student layers take evenly spaced teacher layers, the first and the last among them. `Int8` parts are copied
     as float32. `configs`, the student's and the teacher's, keep attention apart that has the same shapes but cuts them
     into other heads.
@@ -87,9 +88,21 @@ def student(
             made[name] = {i: layer(block, i, origins[i]) for i, block in own.items()}
         elif name == "embeddings":
             made[name] = {table: part(leaf, teacher[name].get(table), f"{name}.{table}") for table, leaf in own.items()}
+            wide_VE, own_VD = (tree["tokens"]["table"] for tree in (teacher[name], own))
+            if len(own_VD) == len(wide_VE) and own_VD.shape[1] < wide_VE.shape[1]:
+                made[name]["tokens"] = {"table": jnp.asarray(narrowed(np.asarray(wide_VE), own_VD.shape[1]))}
+                copied.append(f"{name}.tokens in its {own_VD.shape[1]} main directions")
         else:
             made[name] = part(own, teacher.get(name), name)
     return made, copied
+
+
+def narrowed(table_VE: np.ndarray, width: int) -> np.ndarray:
+    """float32 [V, D]: a table less its mean row, in its first `width` principal directions, where the pieces keep
+    their distances as well as D numbers can (Eckart and Young, 1936)."""
+    away_VE = table_VE.astype(np.float64) - table_VE.mean(0, dtype=np.float64)
+    _, directions_EE = np.linalg.eigh(away_VE.T @ away_VE)  # the largest last
+    return (away_VE @ directions_EE[:, ::-1][:, :width]).astype(np.float32)
 
 
 def _heads(config: ModelConfig, index: int) -> tuple[int, int]:
