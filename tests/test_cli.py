@@ -34,7 +34,10 @@ OPTIONS = {
     ],
     "compress quantize": ["--from", "--out", "--dev", *TRAINING[-2:], *RECIPE, "--overwrite", *JSON],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
-    "compress distill": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
+    "compress distill": [
+        *[*TRAINING[:4], "--augmenter", *TRAINING[4:]],
+        *[*RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
+    ],
     "compress search": [
         *TRAINING[:4],
         "--max-drop",

@@ -169,6 +169,7 @@ class Distillation:
     temperature: float = key(2.0, "softens teacher and student before they are compared")
     hard: float = key(0.0, "weight of the labels, 0 to 1; the teacher has the rest")
     start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, and the teacher's words in their main directions where it is narrower; or random")
+    augment: int = key(0, "copies of each training text with other words in some places, for which the teacher answers too and labels count nothing: words that the `--augmenter` proposes, or hidden ones; an epoch is then so many times longer, plus one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +257,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup"), lambda v: v >= 1, "at least 1"),
-    (("steps", "epochs", "pieces", "depth", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
+    (("steps", "epochs", "pieces", "depth", "augment", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

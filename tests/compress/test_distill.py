@@ -29,6 +29,7 @@ def batch() -> dict[str, jax.Array]:
         "types": jnp.zeros((ROWS, TOKENS), jnp.int32),
         "labels": jnp.array([0, 1, 2, 1], jnp.int32),
         "weights": jnp.array([1.0, 1.0, 1.0, 0.0]),
+        "known": jnp.ones(ROWS),
     }
 
 
@@ -60,6 +61,25 @@ def test_the_loss_is_hintons_and_padding_rows_weigh_nothing(draw: Draw) -> None:
         np.testing.assert_allclose(value(metrics["accuracy"]), (found.argmax(-1) == labels)[:3].mean(), rtol=1e-6)
         agreement = (found.argmax(-1) == wanted.argmax(-1))[:3].mean()
         np.testing.assert_allclose(value(metrics["agreement"]), agreement, rtol=1e-6)
+
+
+def test_made_up_texts_learn_from_the_teacher_alone(draw: Draw) -> None:
+    model = nnx.merge(graphdef(TINY), draw(TINY, 0))
+
+    @jax.jit
+    def run(given: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mean, metrics = distill.match_teacher(2.0, 0.4)(model, None, given, None)
+        return mean.total, mean.count, metrics["accuracy"].count
+
+    given = batch() | {"wanted": jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, 3)), jnp.float32)}
+    none, some = jnp.zeros(ROWS), jnp.array([1.0, 0.0, 1.0, 1.0])
+    wrong = {"labels": (given["labels"] + 1) % 3}
+    assert run(given | {"known": none}) == run(given | wrong | {"known": none}) != run(given)
+    total, count, judged = run(given | {"known": some})
+    assert count == 3 and judged == 2
+    second = {"weights": jnp.array([0.0, 1.0, 0.0, 0.0])}
+    parts = run(given | second | {"known": none})[0], run(given | {"weights": jnp.array([1.0, 0.0, 1.0, 0.0])})[0]
+    np.testing.assert_allclose(total, sum(parts), rtol=1e-5)
 
 
 def test_a_student_learns_what_a_teacher_says(draw: Draw) -> None:

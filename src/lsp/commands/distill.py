@@ -1,12 +1,14 @@
 """`lsp compress distill`: a smaller student that learns the teacher's answers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lsp import checkpoint, directory
+from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import distill
+from lsp.compress import augment, distill
 from lsp.compress.teacher import answers
+from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
 from lsp.train import labelled, trackers
@@ -23,11 +25,17 @@ def run(
     recipe: recipes.Distill,
     files: labelled.Files,
     options: Options,
+    augmenter: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the student to `out`, measured beside its teacher."""
+    """Writes the student to `out`, measured beside its teacher. The `augmenter` is a masked LM in the teacher's tokens,
+    for `distill.augment`."""
     clock, progress = Clock(options.budget), options.progress
+    if augmenter and not recipe.distill.augment:
+        raise LspError("--augmenter has no copies to make.", hint="Say how many: --set distill.augment=4")
     inputs = files.digests()
     inputs["from"] = directory.identity(directory.read(start))
+    if augmenter:
+        inputs["augmenter"] = directory.identity(directory.read(augmenter))
     with directory.claim(
         out, command="compress distill", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
     ) as held:
@@ -37,7 +45,11 @@ def run(
         encoder = ModelConfig.from_recipe(recipe.model, teacher.config.vocab_size)
         problem, classes = teacher.config.problem, teacher.config.classes
         config = encoder.classifier(classes, recipe.head.pooling, recipe.head.dropout, problem)
-        length = min(recipe.data.sequence_length, config.max_length, teacher.config.max_length)
+        proposer = checkpoint.open(augmenter).expect("words") if augmenter else None
+        readers = [config, teacher.config]
+        if proposer:
+            readers.append(augment.expect_same_tokens(proposer, teacher).config)
+        length = min(recipe.data.sequence_length, *(each.max_length for each in readers))
         how = labelled.Reading(teacher.tokenizer, length, problem)
         sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
         before = teacher.size() | Classifier(teacher.config).score(teacher.params, sets.dev).summary()
@@ -45,7 +57,13 @@ def run(
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-        sets.train.wanted = answers(teacher, sets.train, progress)
+        seed, count = recipe.train.seed, recipe.distill.augment
+        parts = [sets.train]
+        if count:
+            parts.append(augment.copies(sets.train, teacher, proposer, seed, count, progress))
+        for part in parts:
+            part.wanted = answers(teacher, part, progress)
+        sets = replace(sets, train=Examples.joined(parts))
         objective = Objective(distill.match_teacher(recipe.distill.temperature, recipe.distill.hard, problem))
         plan = labelled.plan(config, params, objective, sets, recipe, clock)
         with trackers.opened(options.track, held.path, progress) as followers:
@@ -58,6 +76,6 @@ def run(
             step=fitted.step,
             metrics=after["metrics"],
             compression=[*teacher.manifest["compression"], {"stage": "distill"}],
-            parents=[inputs["from"]],
+            parents=[inputs[name] for name in ("from", "augmenter") if name in inputs],
             result=fitted.summary() | {"before": before, "after": after},
         )

@@ -27,8 +27,10 @@ def match_teacher(temperature: float, hard: float, problem: Problem = "single_la
     Where an example may have several classes, both parts are of each class by itself, the mean over classes; of
     numbers they are squared errors, from the teacher's number and from the label, and nothing is softened.
 
-    What the teacher says of an example comes with it, as `wanted` [B, C]. Rows of weight 0 count nothing. Metrics, of
-    classes: accuracy, and how often the student's guess is the teacher's.
+    What the teacher says of an example comes with it, as `wanted` [B, C], and as `known` [B] whether its label is its
+    own: a text of which words were replaced may no longer be what it was, and learns from the teacher alone. Rows of
+    weight 0 count nothing. Metrics, of classes: accuracy where labels are known, and how often the student's guess is
+    the teacher's.
     """
 
     def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
@@ -36,11 +38,13 @@ def match_teacher(temperature: float, hard: float, problem: Problem = "single_la
         logits_BC = model.classify(batch["tokens"], batch["segments"], batch["types"], key=key)
         soft_B = divergence(problem, teacher_BC, logits_BC, temperature)
         weights_B, count = batch["weights"], batch["weights"].sum()
-        labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B)
+        known_B = batch["known"]
+        labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B * known_B)
         if problem != "regression":
             alike_B = _same_guess(problem, logits_BC, teacher_BC).astype(weights_B.dtype)
             metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
-        return Mean((1 - hard) * (soft_B * weights_B).sum() + hard * labelled.total, count), metrics
+        soft = ((1 - hard * known_B) * soft_B * weights_B).sum()
+        return Mean(soft + hard * labelled.total, count), metrics
 
     return loss
 
