@@ -1,9 +1,11 @@
 """An LSTM that learns from a transformer, through the verb: what it starts with, what is asked, what is written."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -93,3 +95,21 @@ def test_an_augmenter_without_copies_is_refused(place: Path) -> None:
     assert caught.value.code == 2
     with pytest.raises(LspError, match="is a classifier, not an encoder with a masked-word head"):
         run(place, "refused", dataclasses.replace(LSTM, distill=recipe.Distillation(augment=1)), "teacher")
+
+
+@pytest.mark.parametrize("preset", ["modern", "bilstm"])
+def test_a_student_that_looks_inside_comes_nearer_and_leaves_the_maps_behind(place: Path, preset: Any) -> None:
+    model = dataclasses.replace(LSTM.model, preset=preset, layers=2, width=8)
+    wish = recipe.Distillation(hidden=1.0, relations=float(preset == "modern"), match="nearest")
+    train = dataclasses.replace(LSTM.train, steps=60, log_every=10, checkpoint_every=30)
+    plan = dataclasses.replace(LSTM, model=model, distill=wish, train=train)
+    result = run(place, preset, plan)
+    lines = [json.loads(line) for line in (place / preset / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "hidden" in line]
+    assert steps[-1]["hidden"] < 0.9 * steps[0]["hidden"]
+    assert ("relations" in steps[-1]) == (preset == "modern")
+    if preset == "modern":
+        assert steps[-1]["relations"] < steps[0]["relations"]
+    student = checkpoint.open(place / preset)  # refuses parameters that are not the model's
+    assert set(student.params) >= {"embeddings", "layers", "classifier"} and "maps" not in student.params
+    assert result["after"]["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(student.params))

@@ -4,6 +4,7 @@ where shapes allow (Sanh et al., 2019, "DistilBERT").
 Dimensions: B rows, C classes, V pieces, D width, E the teacher's width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,9 +19,20 @@ from lsp.train.metrics import Mean
 from lsp.train.objectives import JUDGES, Batch, Loss, divergence
 
 Tree = dict[Any, Any]
+Judge = Callable[[jax.Array, Batch], tuple[Mean, dict[str, Mean]]]
 
 
 def match_teacher(temperature: float, hard: float, problem: Problem = "single_label") -> Loss:
+    """The loss of the student's answers alone, as `answered` has it."""
+    judge = answered(temperature, hard, problem)
+
+    def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+        return judge(model.classify(batch["tokens"], batch["segments"], batch["types"], key=key), batch)
+
+    return loss
+
+
+def answered(temperature: float, hard: float, problem: Problem = "single_label") -> Judge:
     """The loss `(1 - hard) · T² · KL(teacher ‖ student) + hard · cross-entropy`, both softened by T = `temperature`
     in the first part; T² keeps its gradients at the size they have for T = 1.
 
@@ -33,12 +45,10 @@ def match_teacher(temperature: float, hard: float, problem: Problem = "single_la
     the teacher's.
     """
 
-    def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        teacher_BC = batch["wanted"]
-        logits_BC = model.classify(batch["tokens"], batch["segments"], batch["types"], key=key)
+    def judge(logits_BC: jax.Array, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+        teacher_BC, known_B = batch["wanted"], batch["known"]
         soft_B = divergence(problem, teacher_BC, logits_BC, temperature)
         weights_B, count = batch["weights"], batch["weights"].sum()
-        known_B = batch["known"]
         labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B * known_B)
         if problem != "regression":
             alike_B = _same_guess(problem, logits_BC, teacher_BC).astype(weights_B.dtype)
@@ -46,7 +56,7 @@ def match_teacher(temperature: float, hard: float, problem: Problem = "single_la
         soft = ((1 - hard * known_B) * soft_B * weights_B).sum()
         return Mean(soft + hard * labelled.total, count), metrics
 
-    return loss
+    return judge
 
 
 def _same_guess(problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array:
@@ -88,7 +98,7 @@ def student(
     made: Tree = {}
     for name, own in fresh.items():
         if name == "layers":
-            origins = np.linspace(0, len(teacher["layers"]) - 1, len(own)).round().astype(int).tolist()
+            origins = evenly(len(own), len(teacher["layers"]))
             made[name] = {i: layer(block, i, origins[i]) for i, block in own.items()}
         elif name == "embeddings":
             made[name] = {table: part(leaf, teacher[name].get(table), f"{name}.{table}") for table, leaf in own.items()}
@@ -99,6 +109,11 @@ def student(
         else:
             made[name] = part(own, teacher.get(name), name)
     return made, copied
+
+
+def evenly(own: int, theirs: int) -> list[int]:
+    """For each of the student's layers one of the teacher's, the first and the last among them."""
+    return np.linspace(0, theirs - 1, own).round().astype(int).tolist()
 
 
 def narrowed(table_VE: np.ndarray, width: int) -> np.ndarray:
