@@ -174,6 +174,7 @@ class Distillation:
     match: Literal["even", "nearest"] = key("even", "with `hidden`, which of the teacher's layers each layer is to be like: evenly spaced ones, or at the start nearest ones, in order; the last is always matched with the last")
     relations: float = key(0.0, "weight of the tokens' relations to one another in the last layer, among queries, keys and values (MiniLMv2); 0 means answers alone")
     relation_layer: int = key(0, "with `relations`, the teacher's layer that has them, from 1; 0 means the last")
+    compare: bool = key(False, "the student is trained a second time, from the same first weights and for as many steps, on the labels alone; a warning says if that does as well. With `--budget` each of the two has that time")
 
 
 @dataclasses.dataclass(frozen=True)

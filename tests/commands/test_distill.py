@@ -11,6 +11,7 @@ import pytest
 
 from lsp import LspError, checkpoint, directory, recipe
 from lsp.commands import distill, finetune
+from lsp.compress import augment
 from lsp.compress.distill import narrowed
 from lsp.console import Progress
 from lsp.data.tokenizer import train
@@ -57,6 +58,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_an_augmenter_of_other_tokens_is_refused(place: Path, tmp_path: Path) -> None:
+    words = train([" ".join(WORDS)] * 50, vocab_size=284, kind="bpe", lowercase=False, seed=0)
+    config = ModelConfig.from_recipe(LSTM.model, words.size)
+    with directory.claim(tmp_path / "words", command="pretrain", recipe="", inputs={}) as held:
+        encoder = checkpoint.Model(config, initialise(config, 0), words)
+        checkpoint.finish(held, encoder, stage="pretrain", step=0, metrics={}, result={})
+    with pytest.raises(LspError, match="another tokenizer") as caught:
+        augment.proposer(tmp_path / "words", checkpoint.open(place / "teacher"))
+    assert caught.value.code == 4
 
 
 def run(top: Path, name: str, plan: recipe.Distill, augmenter: str = "") -> dict[str, Any]:
@@ -113,3 +125,16 @@ def test_a_student_that_looks_inside_comes_nearer_and_leaves_the_maps_behind(pla
     student = checkpoint.open(place / preset)  # refuses parameters that are not the model's
     assert set(student.params) >= {"embeddings", "layers", "classifier"} and "maps" not in student.params
     assert result["after"]["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(student.params))
+
+
+def test_the_same_student_without_a_teacher_is_told_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The labels say all that the teacher knows, so that it can't help. The other student is the finetuned one."""
+    train = dataclasses.replace(LSTM.train, steps=30)
+    wish = recipe.Distillation(compare=True, start="random", augment=1)
+    result = run(place, "beside", dataclasses.replace(LSTM, train=train, distill=wish))
+    assert "without a teacher the same student does as well: accuracy" in capsys.readouterr().err
+    assert result["plain"]["p"] > 0.05 and result["step"] == 30
+    assert not (place / "beside" / "train").exists()
+    plan = recipe.Finetune(model=LSTM.model, head=recipe.NewHead(dropout=0.0), train=train)
+    tuned = finetune.run("scratch", place / "tuned", plan, files(place), place / "tokenizer", OPTIONS)
+    assert result["plain"]["metrics"] == tuned["metrics"] != result["metrics"]

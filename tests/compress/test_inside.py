@@ -15,6 +15,7 @@ from lsp import LspError
 from lsp.compress import distill, inside
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef
+from lsp.recipe import Distillation
 
 Draw = Callable[[ModelConfig, int], dict]
 TEACHER = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),) * 3, 32).classifier(3, "cls", 0.0)
@@ -124,7 +125,7 @@ def test_states_are_those_of_the_tokens_that_are_there(draw: Draw) -> None:
 def test_an_lstm_has_no_relations() -> None:
     lstm = dataclasses.replace(TEACHER, preset="bilstm")
     with pytest.raises(LspError, match="no queries"):
-        inside.check(lstm, TEACHER, 1.0, 0)
+        inside.check(lstm, TEACHER, Distillation(relations=1.0))
     with pytest.raises(LspError, match="has 3 layers"):
-        inside.check(STUDENT, TEACHER, 1.0, 4)
-    inside.check(lstm, TEACHER, 0.0, 0)
+        inside.check(STUDENT, TEACHER, Distillation(relations=1.0, relation_layer=4))
+    inside.check(lstm, TEACHER, Distillation(hidden=1.0))

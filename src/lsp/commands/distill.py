@@ -4,25 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jax
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import augment, distill, inside
 from lsp.compress.quantize import dequantize
 from lsp.compress.teacher import answers
-from lsp.data.batches import Batch
 from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import labelled, trackers
+from lsp.train import compare, labelled, trackers
 from lsp.train.clock import Clock
-from lsp.train.evaluate import Classifier
-from lsp.train.loop import fit
-from lsp.train.objectives import Objective
+from lsp.train.evaluate import Classifier, Scores
+from lsp.train.loop import Plan, fit
+from lsp.train.objectives import LABELS, Objective
 from lsp.train.options import Options
-
-TOKENS, ROWS = 1 << 13, 32  # of the training examples by whose states layers are matched, and examples of a batch
 
 
 def run(
@@ -48,15 +45,12 @@ def run(
         if held.complete:
             return held.result()
         teacher = checkpoint.open(start).expect("classes")
+        proposer = augment.proposer(augmenter, teacher) if augmenter else None
         encoder = ModelConfig.from_recipe(recipe.model, teacher.config.vocab_size)
         problem, classes = teacher.config.problem, teacher.config.classes
         config = encoder.classifier(classes, recipe.head.pooling, recipe.head.dropout, problem)
-        inner = bool(recipe.distill.hidden or recipe.distill.relations)
-        inside.check(config, teacher.config, recipe.distill.relations, recipe.distill.relation_layer)
-        proposer = checkpoint.open(augmenter).expect("words") if augmenter else None
-        readers = [config, teacher.config]
-        if proposer:
-            readers.append(augment.expect_same_tokens(proposer, teacher).config)
+        inside.check(config, teacher.config, recipe.distill)
+        readers = [config, teacher.config, *([proposer.config] if proposer else [])]
         length = min(recipe.data.sequence_length, *(each.max_length for each in readers))
         how = labelled.Reading(teacher.tokenizer, length, problem)
         sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
@@ -65,59 +59,82 @@ def run(
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-        seed, count = recipe.train.seed, recipe.distill.augment
-        parts = [sets.train]
-        if count:
-            parts.append(augment.copies(sets.train, teacher, proposer, seed, count, progress))
-        for part in parts:
-            part.wanted = answers(teacher, part, progress)
-        sets = replace(sets, train=Examples.joined(parts))
-        objective = Objective(distill.match_teacher(recipe.distill.temperature, recipe.distill.hard, problem))
-        if inner:
-            objective, params = _inside((config, params), teacher, sets.train, recipe, progress)
-        plan = labelled.plan(config, params, objective, sets, recipe, clock)
-        plan = replace(plan, teacher=teacher.config if inner else None)
+        taught = replace(sets, train=_answered(teacher, proposer, sets.train, recipe, progress))
+        params = jax.device_get(params)  # training donates what is on the device, and `compare` begins here again
+        plan = _plan((config, params), teacher, taught, recipe, clock, progress)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
-        params = objective.whole(fitted.params, None)
-        after = Classifier(config).score(params, sets.dev).summary()
+        student = plan.objective.whole(fitted.params, None)
+        scores, made = Classifier(config).score(student, sets.dev), fitted.summary()
+        after = scores.summary()
+        if recipe.distill.compare:
+            alone = replace(recipe, train=plan.train)  # as many steps, of texts that have labels
+            plain = labelled.plan(config, params, Objective(LABELS[problem]), sets, alone, Clock(options.budget))
+            made["plain"] = _compared(scores, plain, sets.dev, held.path / "train" / "plain", progress)
         return checkpoint.finish(
             held,
-            checkpoint.Model(config, params, teacher.tokenizer, teacher.labels),
+            checkpoint.Model(config, student, teacher.tokenizer, teacher.labels),
             stage="distill",
             step=fitted.step,
             metrics=after["metrics"],
             compression=[*teacher.manifest["compression"], {"stage": "distill"}],
             parents=[inputs[name] for name in ("from", "augmenter") if name in inputs],
-            result=fitted.summary() | {"before": before, "after": after},
+            result=made | {"before": before, "after": after},
         )
 
 
-def _inside(
-    student: tuple[ModelConfig, Any],
+def _answered(
     teacher: checkpoint.Checkpoint,
+    proposer: checkpoint.Checkpoint | None,
     examples: Examples,
     recipe: recipes.Distill,
     progress: Any,
-) -> tuple[Objective, Any]:
-    """The objective that looks inside of the teacher, and what it trains: the student and the maps to the teacher."""
-    wanted, theirs = recipe.distill, (teacher.config, dequantize(teacher.params))
-    judge = distill.answered(wanted.temperature, wanted.hard, teacher.config.problem)
-    related = (wanted.relation_layer or len(teacher.config.layers)) - 1
-    layers: tuple[int, ...] = ()
-    maps: dict[str, Any] = {}
-    if wanted.hidden:
-        batches = _sample(examples, recipe.train.seed)
-        mine, others = inside.states(*student, batches), inside.states(*theirs, batches)
-        layers, fitted = inside.fitted(mine, others, wanted.match == "nearest")
-        maps = {inside.MAPS: fitted}
+) -> Examples:
+    """The examples and their copies, with what the teacher says of them."""
+    parts = [examples]
+    if count := recipe.distill.augment:
+        parts.append(augment.copies(examples, teacher, proposer, recipe.train.seed, count, progress))
+    for part in parts:
+        part.wanted = answers(teacher, part, progress)
+    return Examples.joined(parts)
+
+
+def _plan(
+    student: tuple[ModelConfig, Any],
+    teacher: checkpoint.Checkpoint,
+    sets: labelled.Sets,
+    recipe: recipes.Distill,
+    clock: Clock,
+    progress: Any,
+) -> Plan:
+    """Training to answer as the teacher does, and to be like it inside where that is wished for."""
+    wish, (config, params) = recipe.distill, student
+    problem = teacher.config.problem
+    if not (wish.hidden or wish.relations):
+        objective = Objective(distill.match_teacher(wish.temperature, wish.hard, problem))
+        return labelled.plan(config, params, objective, sets, recipe, clock)
+    judge = distill.answered(wish.temperature, wish.hard, problem)
+    theirs = teacher.config, dequantize(teacher.params)
+    batches = inside.sample(sets.train, recipe.train.seed)
+    objective, maps, layers = inside.prepared(judge, student, theirs, wish, batches)
+    if layers:
         progress.say(f"layers are to be like the teacher's {', '.join(str(layer + 1) for layer in layers)}")
-    wish = inside.Wish(wanted.hidden, wanted.relations, layers, related)
-    return inside.objective(judge, theirs, wish), student[1] | maps
+    plan = labelled.plan(config, params | maps, objective, sets, recipe, clock)
+    return replace(plan, teacher=teacher.config)
 
 
-def _sample(examples: Examples, seed: int) -> list[Batch]:
-    """Random examples until there are enough tokens, one a row."""
-    rows = np.random.default_rng(seed).permutation(len(examples))
-    rows = rows[: int(np.searchsorted(examples.lengths[rows].cumsum(), TOKENS)) + 1]
-    return [examples.batch(rows[at : at + ROWS], ROWS) for at in range(0, len(rows), ROWS)]
+def _compared(ours: Scores, plan: Plan, dev: Examples, place: Path, progress: Any) -> dict[str, Any]:
+    """The metrics of the same student without a teacher, and `p` of the two being as good (`compare.sign_flips`). Warns
+    where the teacher's is not clearly better."""
+    place.mkdir(parents=True, exist_ok=True)
+    progress.say("training the same student on the labels alone")
+    plain = Classifier(plan.config).score(fit(plan, place, progress).params, dev)
+    problem = plan.config.problem
+    gain, p = compare.gain(problem, ours.logits, plain.logits, dev.labels)
+    if gain <= 0 or p > compare.CHANCE:
+        name = compare.FIRST[problem]
+        progress.warn(
+            f"without a teacher the same student does as well: {name} {plain.metrics[name]:.4f}, and with it "
+            f"{ours.metrics[name]:.4f} (p = {p:.2g})"
+        )
+    return {"metrics": plain.metrics, "p": p}

@@ -13,13 +13,14 @@ Dimensions: B rows, T tokens, W words, K hidden words of a row, P proposals, V v
 
 import copy
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsp import Exit, LspError, cache
+from lsp import Exit, LspError, cache, checkpoint
 from lsp.checkpoint import Checkpoint
 from lsp.compress.quantize import dequantize
 from lsp.data import words
@@ -49,16 +50,17 @@ def copies(
     return Examples.joined(made)
 
 
-def expect_same_tokens(augmenter: Checkpoint, base: Checkpoint) -> Checkpoint:
-    """The augmenter. Raises LspError (exit 4) if it reads other tokens than the teacher."""
-    if augmenter.tokenizer.hash != base.tokenizer.hash:
+def proposer(path: Path, base: Checkpoint) -> Checkpoint:
+    """The masked LM at `path`. Raises LspError: exit 2 if it is none, 4 if it reads other tokens than the teacher."""
+    found = checkpoint.open(path).expect("words")
+    if found.tokenizer.hash != base.tokenizer.hash:
         raise LspError(
-            f"{augmenter.path} has another tokenizer ({augmenter.tokenizer.hash[:8]}) than the teacher {base.path} "
+            f"{path} has another tokenizer ({found.tokenizer.hash[:8]}) than the teacher {base.path} "
             f"({base.tokenizer.hash[:8]}).",
             hint="Give the encoder that the teacher was made from, or leave out --augmenter.",
             code=Exit.ARTIFACT,
         )
-    return augmenter
+    return found
 
 
 def _copy(examples: Examples, codes_V: np.ndarray, at: tuple[int, int], shortened: bool) -> Examples:

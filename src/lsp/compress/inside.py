@@ -17,14 +17,17 @@ from flax import nnx
 from lsp import LspError, interrupt
 from lsp.compress.distill import Judge, Tree, evenly
 from lsp.data.batches import Batch as HostBatch
+from lsp.data.examples import Examples
 from lsp.model.attention import BLOCKED
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import EncoderLayer, Model, average, graphdef
+from lsp.recipe import Distillation
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Batch, Loss, Objective
 
 MAPS = "maps"  # beside the student's parts, among what is trained
 DAMPING = 1e-3  # of the maps' least squares, as a share of the mean square of what is mapped
+TOKENS, ROWS = 1 << 13, 32  # by whose states layers are matched, and examples of a batch of them
 SMALLEST = 8  # numbers of a relation head, at least
 
 
@@ -43,6 +46,26 @@ class Beside(NamedTuple):
 
     teacher: Tree
     maps: Tree
+
+
+def prepared(
+    judge: Judge,
+    student: tuple[ModelConfig, Tree],
+    teacher: tuple[ModelConfig, Tree],
+    recipe: Distillation,
+    batches: Sequence[HostBatch],
+) -> tuple[Objective, Tree, tuple[int, ...]]:
+    """The objective for a student and a teacher of floats, what is trained beside the student, and which of the
+    teacher's layers its layers are to be like, if any: both by what the two make of a `sample`."""
+    layers: tuple[int, ...] = ()
+    maps: Tree = {}
+    if recipe.hidden:
+        mine, theirs = states(*student, batches), states(*teacher, batches)
+        layers, first = fitted(mine, theirs, recipe.match == "nearest")
+        maps = {MAPS: first}
+    related = (recipe.relation_layer or len(teacher[0].layers)) - 1
+    wish = Wish(recipe.hidden, recipe.relations, layers, related)
+    return objective(judge, teacher, wish), maps, layers
 
 
 def objective(judge: Judge, teacher: tuple[ModelConfig, Tree], wish: Wish) -> Objective:
@@ -142,12 +165,25 @@ def _mean(x_BT: jax.Array, of_BT: jax.Array) -> jax.Array:
     return jnp.where(of_BT, x_BT, 0.0).sum(-1) / jnp.maximum(of_BT.sum(-1).astype(jnp.float32), 1.0)
 
 
-def check(student: ModelConfig, teacher: ModelConfig, relations: float, layer: int) -> None:
+def check(student: ModelConfig, teacher: ModelConfig, recipe: Distillation) -> None:
     """Raises LspError (exit 2) where there are no relations to learn."""
-    if relations and "bilstm" in (student.preset, teacher.preset):
-        raise LspError("An LSTM has no queries, keys and values: distill.relations does not go together with it.")
-    if layer > len(teacher.layers):
-        raise LspError(f"distill.relation_layer = {layer}, and the teacher has {len(teacher.layers)} layers.")
+    if recipe.relations and "bilstm" in (student.preset, teacher.preset):
+        raise LspError(
+            "An LSTM has no queries, keys and values: distill.relations does not go together with it.",
+            hint="Leave it out; distill.hidden works.",
+        )
+    if recipe.relation_layer > len(teacher.layers):
+        raise LspError(
+            f"distill.relation_layer = {recipe.relation_layer}, and the teacher has {len(teacher.layers)} layers.",
+            hint="Leave it out for the last.",
+        )
+
+
+def sample(examples: Examples, seed: int) -> list[HostBatch]:
+    """Random examples until there are enough tokens, one a row."""
+    rows = np.random.default_rng(seed).permutation(len(examples))
+    rows = rows[: int(np.searchsorted(examples.lengths[rows].cumsum(), TOKENS)) + 1]
+    return [examples.batch(rows[at : at + ROWS], ROWS) for at in range(0, len(rows), ROWS)]
 
 
 def states(config: ModelConfig, params: Tree, batches: Sequence[HostBatch]) -> list[np.ndarray]:

@@ -13,6 +13,7 @@ from lsp.trials import Trial
 
 FIRST: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1", "regression": "pearson"}
 FLIPS, AT_ONCE = 9999, 100
+CHANCE = 0.05  # from which a difference may be none
 
 
 class Outcome(NamedTuple):
@@ -37,6 +38,13 @@ def goodness(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> np.
     if problem == "multi_label":
         return ((logits_NC > 0) == (labels > 0.5)).all(1).astype(np.float64)
     return (logits_NC.argmax(1) == labels).astype(np.float64)
+
+
+def gain(problem: Problem, ours_NC: np.ndarray, theirs_NC: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """By how much the first logits are better than the second, the mean over examples, and `p`, by `sign_flips`, of
+    their being as good."""
+    differences_N = goodness(problem, ours_NC, labels) - goodness(problem, theirs_NC, labels)
+    return float(differences_N.mean()), sign_flips(differences_N)
 
 
 def best(outcomes: Sequence[Outcome], metric: str) -> int:
