@@ -178,6 +178,15 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
+class GeneralDistillation:
+    temperature: float = key(2.0, "with `--teacher`, softens teacher and student before they are compared")
+    hard: float = key(0.5, "with `--teacher`, weight of the words that stood there, 0 to 1; the teacher's guesses have the rest")
+    relations: float = key(0.0, "with `--teacher`, weight of the tokens' relations to one another in the last layer, among queries, keys and values (MiniLMv2); 0 means words alone")
+    relation_layer: int = key(0, "with `relations`, the teacher's layer that has them, from 1; 0 means the last")
+    start: Literal["teacher", "random"] = key("teacher", "with `--teacher`, first weights: evenly spaced teacher layers where the shapes allow, and the teacher's words in their main directions where the model is narrower; or random")
+
+
+@dataclasses.dataclass(frozen=True)
 class Prepare:
     """Raw text to packed rows of tokens."""
 
@@ -191,6 +200,7 @@ class Pretrain:
 
     model: Model = Model()
     data: Text = Text()
+    distill: GeneralDistillation = GeneralDistillation()
     train: Train = Train(steps=1000)
     mesh: Mesh = Mesh()
     replicas: Replicas = Replicas()

@@ -70,7 +70,7 @@ def test_the_loss_adds_what_is_missed_inside_to_the_answers(draw: Draw) -> None:
 def test_relations_are_minilms_and_padding_has_none() -> None:
     random = np.random.default_rng(0)
     mine, theirs = ([random.standard_normal((3, 9, n)).astype(np.float32) for _ in range(3)] for n in (24, 32))
-    of = np.arange(9) < np.array(LENGTHS)[:, None]
+    of = (np.arange(9) < np.array(LENGTHS)[:, None]).astype(np.int32)
     found = jax.jit(inside.unrelated)(mine, theirs, of)
     assert inside.relation_heads(24, 32) == 2
     for row, length in enumerate(LENGTHS):
@@ -83,6 +83,13 @@ def test_relations_are_minilms_and_padding_has_none() -> None:
         np.testing.assert_allclose(found[row], np.mean(parts), rtol=1e-3, atol=1e-6)
     assert not np.allclose(found[:2], 0)
     np.testing.assert_allclose(inside.unrelated(theirs, theirs, of), 0, atol=1e-6)
+    # Two texts in a row are as two rows: the mean over their tokens.
+    joined, cut = (
+        inside.unrelated(*([x[:1, :9] for x in each] for each in (mine, theirs)), segments)
+        for segments in (np.array([[1] * 4 + [2] * 5], np.int32), np.array([[1] * 4 + [0] * 5], np.int32))
+    )
+    rest = inside.unrelated(*([x[:1, 4:9] for x in each] for each in (mine, theirs)), np.ones((1, 5), np.int32))
+    np.testing.assert_allclose(joined, (4 * cut + 5 * rest) / 9, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("one", "other", "heads"), [(384, 768, 48), (128, 384, 16), (24, 32, 2), (30, 77, 1)])

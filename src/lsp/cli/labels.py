@@ -262,7 +262,7 @@ def distill(
     need(train, dev, code=Exit.DATA)
     need(begin, augmenter)
     apart(out, begin)
-    apart(out, augmenter)
+    apart(out, augmenter, "--augmenter")
     options = training(quiet, overwrite, budget, tracker)
     from lsp.commands import distill as verb
     from lsp.train.labelled import Files

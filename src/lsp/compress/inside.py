@@ -21,7 +21,7 @@ from lsp.data.examples import Examples
 from lsp.model.attention import BLOCKED
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import EncoderLayer, Model, average, graphdef
-from lsp.recipe import Distillation
+from lsp.recipe import Distillation, GeneralDistillation
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Batch, Loss, Objective
 
@@ -104,8 +104,8 @@ def match_inside(judge: Judge, teacher: ModelConfig, wish: Wish) -> Loss:
                 [unlike(_mapped(x, ways), theirs[1 + layer], of_BT) for x, ways, layer in pairs]
             ).mean(0)
         if wish.relations:
-            own, others = _projected(model, mine, -1, inputs[1]), _projected(other, theirs, wish.related, inputs[1])
-            found["relations"] = unrelated(own, others, of_BT)
+            own, others = projected(model, mine, -1, inputs[1]), projected(other, theirs, wish.related, inputs[1])
+            found["relations"] = unrelated(own, others, inputs[1])
         for name, away_B in found.items():
             metrics[name] = Mean((away_B * weights_B).sum(), weights_B.sum())
             total = Mean(total.total + getattr(wish, name) * metrics[name].total, total.count)
@@ -118,7 +118,7 @@ def _mapped(x_BTD: jax.Array, ways: Tree) -> jax.Array:
     return x_BTD.astype(jnp.float32) @ ways["kernel"] + ways["bias"]
 
 
-def _projected(model: Model, states: Sequence[jax.Array], number: int, segments_BT: jax.Array) -> list[jax.Array]:
+def projected(model: Model, states: Sequence[jax.Array], number: int, segments_BT: jax.Array) -> list[jax.Array]:
     """Queries, keys and values of a layer, its heads side by side: [B, T, H·S] each."""
     layer, read_BTD = list(zip(model.layers, states, strict=False))[number]
     assert isinstance(layer, EncoderLayer)
@@ -134,24 +134,25 @@ def unlike(mine_BTE: jax.Array, theirs_BTE: jax.Array, of_BT: jax.Array) -> jax.
     return _mean(away_BT / (length_BT + 1e-6), of_BT)
 
 
-def unrelated(mine: Sequence[jax.Array], theirs: Sequence[jax.Array], of_BT: jax.Array) -> jax.Array:
+def unrelated(mine: Sequence[jax.Array], theirs: Sequence[jax.Array], segments_BT: jax.Array) -> jax.Array:
     """float32 [B]: KL(teacher's relations ‖ student's), the mean over queries, keys and values, over relation heads and
-    over the tokens `of` a row. A token's relations are a softmax over the tokens of its row, of the products of their
+    over the tokens of a row. A token's relations are a softmax over the tokens of its segment, of the products of their
     queries (or keys, or values), whose numbers are cut anew into as many heads as both models can have."""
     heads = relation_heads(mine[0].shape[-1], theirs[0].shape[-1])
     found = []
     for own, other in zip(mine, theirs, strict=True):
-        q_BRTT, p_BRTT = (_relations(x, heads, of_BT) for x in (own, other))
+        q_BRTT, p_BRTT = (_relations(x, heads, segments_BT) for x in (own, other))
         found.append((jnp.exp(p_BRTT) * (p_BRTT - q_BRTT)).sum(-1).mean(1))
-    return _mean(jnp.stack(found).mean(0), of_BT)
+    return _mean(jnp.stack(found).mean(0), segments_BT > 0)
 
 
-def _relations(x_BTN: jax.Array, heads: int, of_BT: jax.Array) -> jax.Array:
+def _relations(x_BTN: jax.Array, heads: int, segments_BT: jax.Array) -> jax.Array:
     """Logarithms of relations [B, R, T, T], fp32."""
     x_BTRS = x_BTN.reshape(*x_BTN.shape[:2], heads, -1)
     scores_BRTT = jnp.einsum("btrs,burs->brtu", x_BTRS, x_BTRS, preferred_element_type=jnp.float32)
     scores_BRTT *= x_BTRS.shape[-1] ** -0.5
-    return jax.nn.log_softmax(scores_BRTT + jnp.where(of_BT, 0.0, BLOCKED)[:, None, None])
+    meet_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    return jax.nn.log_softmax(scores_BRTT + jnp.where(meet_BTT, 0.0, BLOCKED)[:, None])
 
 
 def relation_heads(one: int, other: int) -> int:
@@ -165,12 +166,12 @@ def _mean(x_BT: jax.Array, of_BT: jax.Array) -> jax.Array:
     return jnp.where(of_BT, x_BT, 0.0).sum(-1) / jnp.maximum(of_BT.sum(-1).astype(jnp.float32), 1.0)
 
 
-def check(student: ModelConfig, teacher: ModelConfig, recipe: Distillation) -> None:
+def check(student: ModelConfig, teacher: ModelConfig, recipe: Distillation | GeneralDistillation) -> None:
     """Raises LspError (exit 2) where there are no relations to learn."""
     if recipe.relations and "bilstm" in (student.preset, teacher.preset):
         raise LspError(
             "An LSTM has no queries, keys and values: distill.relations does not go together with it.",
-            hint="Leave it out; distill.hidden works.",
+            hint="Leave it out.",
         )
     if recipe.relation_layer > len(teacher.layers):
         raise LspError(
