@@ -22,7 +22,7 @@ OPTIONS = {
     "prepare": ["--out", "--tokenizer", "--part", "--vocab-size", "--seq-len", *RECIPE, "--overwrite", *JSON],
     "data peek": ["--rows", "--step", *RECIPE, "--json"],
     "pretrain": [
-        *["--data", "--out", "--valid", "--from", "--tokenizer", *RECIPE, "--budget"],
+        *["--data", "--out", "--valid", "--from", "--teacher", "--tokenizer", *RECIPE, "--budget"],
         *["--coordinator", "--processes", "--process-id", "--tracker", "--overwrite", *JSON],
     ],
     "explain": ["--from", "--label", "--html", "--text-column", *JSON],
@@ -37,7 +37,10 @@ OPTIONS = {
         *[*RECIPE, "--overwrite", *JSON],
     ],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
-    "compress distill": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
+    "compress distill": [
+        *[*TRAINING[:4], "--augmenter", *TRAINING[4:]],
+        *[*RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
+    ],
     "compress search": [
         *TRAINING[:4],
         "--max-drop",

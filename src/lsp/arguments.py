@@ -172,10 +172,10 @@ def need_trackers(names: Sequence[str]) -> None:
         need_package(packages[name], name, f"--tracker {name}")
 
 
-def apart(out: Path, begin: Path | None) -> None:
+def apart(out: Path, begin: Path | None, option: str = "--from") -> None:
     """Raises LspError when a command would write over what it reads."""
     if begin is not None and out.resolve() == begin.resolve():
-        raise LspError(f"--out and --from are the same run, {out}.", hint="Give --out another folder.")
+        raise LspError(f"--out and {option} are the same run, {out}.", hint="Give --out another folder.")
 
 
 def parse_duration(text: str) -> float:

@@ -210,7 +210,22 @@ class Quantization:
 class Distillation:
     temperature: float = key(2.0, "softens teacher and student before they are compared")
     hard: float = key(0.0, "weight of the labels, 0 to 1; the teacher has the rest")
-    start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, or random")
+    start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, and the teacher's words in their main directions where it is narrower; or random")
+    augment: int = key(0, "copies of each training text with other words in some places, for which the teacher answers too and labels count nothing: words that the `--augmenter` proposes, or hidden ones; an epoch is then so many times longer, plus one")
+    hidden: float = key(0.0, "weight of being like the teacher inside: the states behind each layer, through a linear map that is dropped in the end, as the share of the teacher's square that is missed; 0 means answers alone")
+    match: Literal["even", "nearest"] = key("even", "with `hidden`, which of the teacher's layers each layer is to be like: evenly spaced ones, or at the start nearest ones, in order; the last is always matched with the last")
+    relations: float = key(0.0, "weight of the tokens' relations to one another in the last layer, among queries, keys and values (MiniLMv2); 0 means answers alone")
+    relation_layer: int = key(0, "with `relations`, the teacher's layer that has them, from 1; 0 means the last")
+    compare: bool = key(False, "the student is trained a second time, from the same first weights and for as many steps, on the labels alone; a warning says if that does as well. With `--budget` each of the two has that time")
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneralDistillation:
+    temperature: float = key(2.0, "with `--teacher`, softens teacher and student before they are compared")
+    hard: float = key(0.5, "with `--teacher`, weight of the words that stood there, 0 to 1; the teacher's guesses have the rest")
+    relations: float = key(0.0, "with `--teacher`, weight of the tokens' relations to one another in the last layer, among queries, keys and values (MiniLMv2); 0 means words alone")
+    relation_layer: int = key(0, "with `relations`, the teacher's layer that has them, from 1; 0 means the last")
+    start: Literal["teacher", "random"] = key("teacher", "with `--teacher`, first weights: evenly spaced teacher layers where the shapes allow, and the teacher's words in their main directions where the model is narrower; or random")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +242,7 @@ class Pretrain:
 
     model: Model = Model()
     data: Text = Text()
+    distill: GeneralDistillation = GeneralDistillation()
     train: Train = Train(steps=1000)
     mesh: Mesh = Mesh()
     replicas: Replicas = Replicas()
@@ -303,7 +319,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup", "block"), lambda v: v >= 1, "at least 1"),
-    (("steps", "epochs", "pieces", "depth", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
+    (("steps", "epochs", "pieces", "depth", "augment", "hidden", "relations", "relation_layer", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

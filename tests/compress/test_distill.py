@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lsp import recipe
 from lsp.compress import distill
 from lsp.compress.quantize import quantize
 from lsp.model.config import Layer, ModelConfig
@@ -28,6 +29,7 @@ def batch() -> dict[str, jax.Array]:
         "types": jnp.zeros((ROWS, TOKENS), jnp.int32),
         "labels": jnp.array([0, 1, 2, 1], jnp.int32),
         "weights": jnp.array([1.0, 1.0, 1.0, 0.0]),
+        "known": jnp.ones(ROWS),
     }
 
 
@@ -59,6 +61,25 @@ def test_the_loss_is_hintons_and_padding_rows_weigh_nothing(draw: Draw) -> None:
         np.testing.assert_allclose(value(metrics["accuracy"]), (found.argmax(-1) == labels)[:3].mean(), rtol=1e-6)
         agreement = (found.argmax(-1) == wanted.argmax(-1))[:3].mean()
         np.testing.assert_allclose(value(metrics["agreement"]), agreement, rtol=1e-6)
+
+
+def test_made_up_texts_learn_from_the_teacher_alone(draw: Draw) -> None:
+    model = nnx.merge(graphdef(TINY), draw(TINY, 0))
+
+    @jax.jit
+    def run(given: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+        mean, metrics = distill.match_teacher(2.0, 0.4)(model, None, given, None)
+        return mean.total, mean.count, metrics["accuracy"].count
+
+    given = batch() | {"wanted": jnp.asarray(np.random.default_rng(1).standard_normal((ROWS, 3)), jnp.float32)}
+    none, some = jnp.zeros(ROWS), jnp.array([1.0, 0.0, 1.0, 1.0])
+    wrong = {"labels": (given["labels"] + 1) % 3}
+    assert run(given | {"known": none}) == run(given | wrong | {"known": none}) != run(given)
+    total, count, judged = run(given | {"known": some})
+    assert count == 3 and judged == 2
+    second = {"weights": jnp.array([0.0, 1.0, 0.0, 0.0])}
+    parts = run(given | second | {"known": none})[0], run(given | {"weights": jnp.array([1.0, 0.0, 1.0, 0.0])})[0]
+    np.testing.assert_allclose(total, sum(parts), rtol=1e-5)
 
 
 def test_a_student_learns_what_a_teacher_says(draw: Draw) -> None:
@@ -116,11 +137,35 @@ def test_twelve_layers_give_six_the_ones_of_distilbert(draw: Draw) -> None:
     assert origins == [0, 2, 4, 7, 9, 11]
 
 
-def test_another_width_starts_fresh(draw: Draw) -> None:
+def test_another_width_shares_the_main_directions_of_the_words_alone(draw: Draw) -> None:
     fresh = draw(dataclasses.replace(TEACHER, width=8, layers=(Layer(2, 4, 24),)), 0)
+    teacher = draw(TEACHER, 1)
+    made, copied = distill.student(fresh, teacher)
+    assert copied == ["embeddings.tokens in its 8 main directions"]
+    table = np.asarray(teacher["embeddings"]["tokens"]["table"], np.float64)
+    left, sizes, _ = np.linalg.svd(table - table.mean(0), full_matrices=False)
+    own = np.asarray(made["embeddings"]["tokens"].pop("table"), np.float64)
+    best = left[:, :8] * sizes[:8]  # but for the directions' signs, which products of rows do not have
+    np.testing.assert_allclose(own @ own.T, best @ best.T, atol=1e-5 * sizes[0] ** 2)
+    del fresh["embeddings"]["tokens"]["table"]
+    jax.tree.map(np.testing.assert_array_equal, made, fresh)
+
+
+def test_a_wider_student_starts_fresh(draw: Draw) -> None:
+    fresh = draw(dataclasses.replace(TEACHER, width=24, layers=(Layer(2, 12, 32),)), 0)
     made, copied = distill.student(fresh, draw(TEACHER, 1))
     assert copied == []
     jax.tree.map(np.testing.assert_array_equal, made, fresh)
+
+
+def test_an_lstm_starts_with_the_words_of_a_transformer(draw: Draw) -> None:
+    for width, words in ((16, "embeddings.tokens"), (8, "embeddings.tokens in its 8 main directions")):
+        lstm = ModelConfig.from_recipe(recipe.Model(preset="bilstm", width=width, layers=1, heads=1), 300)
+        config = lstm.classifier(3, "mean", 0.1)
+        made, copied = distill.student(draw(config, 0), draw(TEACHER, 1), (config, TEACHER))
+        assert words in copied and not any(name.startswith("layers") for name in copied)
+        logits = nnx.merge(graphdef(config), made).classify(*(batch()[name] for name in ("tokens", "segments")))
+        assert np.isfinite(logits).all()
 
 
 def test_blocks_of_another_shape_start_fresh_alone(draw: Draw) -> None:

@@ -146,3 +146,17 @@ def test_rows_of_several_seeds_are_those_of_each(words: Tokenizer) -> None:
                     found = found[:, : array.shape[1]]
                 np.testing.assert_array_equal(found, array)
     assert wider < 0.1 * 3 * 3 * 52, "lengths come in the same order for all seeds"
+
+
+def test_joined_examples_are_those_of_all_parts_in_turn(words: Tokenizer) -> None:
+    parts = [Examples(table(TEXTS[:5]), words, 128), Examples(table(TEXTS[5:12]), words, 128)]
+    for number, part in enumerate(parts):
+        part.known = np.full(len(part), 1.0 - number, np.float32)
+        part.wanted = np.arange(2.0 * len(part), dtype=np.float32).reshape(-1, 2) + 100 * number
+    whole = Examples.joined(parts)
+    assert len(whole) == 12 and whole.cut == parts[0].cut + parts[1].cut
+    for part, chosen in zip(parts, (np.arange(5), np.arange(5, 12)), strict=True):
+        batch, own = whole.batch(chosen, 8), part.batch(np.arange(len(part)), 8)
+        assert batch.keys() == own.keys() >= {"wanted", "known"}
+        for name in own:
+            np.testing.assert_array_equal(batch[name], own[name])

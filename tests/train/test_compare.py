@@ -85,3 +85,12 @@ def test_the_drop_between_two_models_has_a_paired_interval() -> None:
     pearson = [stats.pearsonr(each[:, 0], numbers).statistic for each in (close, far)]
     assert found["points"] == pytest.approx(100 * (pearson[0] - pearson[1]))
     assert 0 < found["interval"][0] < found["points"] < found["interval"][1]
+
+
+def test_a_gain_is_of_the_same_examples() -> None:
+    labels = np.array([0, 1, 1, 0, 1, 1, 0, 0])
+    right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
+    half = np.where(np.arange(8)[:, None] < 4, right, wrong)
+    assert compare.gain("single_label", right, half, labels) == (0.5, compare.sign_flips(np.repeat([0.0, 1.0], 4)))
+    assert compare.gain("single_label", half, half, labels) == (0.0, 1.0)
+    assert compare.gain("single_label", wrong, right, labels)[0] == -1.0

@@ -138,6 +138,9 @@ def pretrain(
     begin: Annotated[
         Path | None, typer.Option("--from", metavar="RUN", help="Start from these weights and their tokenizer.")
     ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", metavar="RUN", help="Learn to guess as this encoder does.")
+    ] = None,
     tokenizer: TokenizerOpt = None,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
@@ -161,8 +164,9 @@ def pretrain(
     plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
     need_text(*data)
     need_text(*valid, weights=False)
-    need(begin, tokenizer)
+    need(begin, tokenizer, teacher)
     apart(out, begin)
+    apart(out, teacher, "--teacher")
     need_trackers(tracker)
     launch = launched(coordinator, count, index)
     progress = console.Progress(quiet or (launch is not None and launch.index > 0))
@@ -172,5 +176,5 @@ def pretrain(
 
     options = Options(progress, overwrite, seconds, tracker)
     with processes.joined(launch, lambda error: console.fail(error, as_json, "pretrain")):
-        made = verb.run(data, out, plan, tokenizer, begin, valid, options)
+        made = verb.run(data, out, plan, tokenizer, begin, valid, options, teacher)
     return report(made, as_json) if made else Exit.DONE

@@ -279,6 +279,10 @@ def distill(
     train: TrainOpt,
     dev: DevOpt,
     out: OutOpt,
+    augmenter: Annotated[
+        Path | None,
+        typer.Option("--augmenter", metavar="RUN", help="Masked LM that proposes words for distill.augment."),
+    ] = None,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
     recipe_file: RecipeOpt = None,
@@ -299,13 +303,14 @@ def distill(
     plan = recipe.load(recipe.Distill, recipe_file, changes)
     columns = (tuple(text_column), label_column)
     need(train, dev, code=Exit.DATA)
-    need(begin)
+    need(begin, augmenter)
     apart(out, begin)
+    apart(out, augmenter, "--augmenter")
     options = training(quiet, overwrite, budget, tracker)
     from lsp.commands import distill as verb
     from lsp.train.labelled import Files
 
-    return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
+    return report(verb.run(begin, out, plan, Files(train, dev, columns), options, augmenter), as_json)
 
 
 @app.command(short_help="Metrics on labelled examples, and a gate for CI.")

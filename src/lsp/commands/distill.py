@@ -1,19 +1,24 @@
 """`lsp compress distill`: a smaller student that learns the teacher's answers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lsp import checkpoint, directory
+import jax
+
+from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import distill
+from lsp.compress import augment, distill, inside
+from lsp.compress.quantize import dequantize
 from lsp.compress.teacher import answers
+from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import labelled, trackers
+from lsp.train import compare, labelled, trackers
 from lsp.train.clock import Clock
-from lsp.train.evaluate import Classifier
-from lsp.train.loop import fit
-from lsp.train.objectives import Objective
+from lsp.train.evaluate import Classifier, Scores
+from lsp.train.loop import Plan, fit
+from lsp.train.objectives import LABELS, Objective
 from lsp.train.options import Options
 
 
@@ -23,21 +28,30 @@ def run(
     recipe: recipes.Distill,
     files: labelled.Files,
     options: Options,
+    augmenter: Path | None = None,
 ) -> dict[str, Any]:
-    """Writes the student to `out`, measured beside its teacher."""
+    """Writes the student to `out`, measured beside its teacher. The `augmenter` is a masked LM in the teacher's tokens,
+    for `distill.augment`."""
     clock, progress = Clock(options.budget), options.progress
+    if augmenter and not recipe.distill.augment:
+        raise LspError("--augmenter has no copies to make.", hint="Say how many: --set distill.augment=4")
     inputs = files.digests()
     inputs["from"] = directory.identity(directory.read(start))
+    if augmenter:
+        inputs["augmenter"] = directory.identity(directory.read(augmenter))
     with directory.claim(
         out, command="compress distill", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
     ) as held:
         if held.complete:
             return held.result()
         teacher = checkpoint.open(start).expect("classes")
+        proposer = augment.proposer(augmenter, teacher) if augmenter else None
         encoder = ModelConfig.from_recipe(recipe.model, teacher.config.vocab_size)
         problem, classes = teacher.config.problem, teacher.config.classes
         config = encoder.classifier(classes, recipe.head.pooling, recipe.head.dropout, problem)
-        length = min(recipe.data.sequence_length, config.max_length, teacher.config.max_length)
+        inside.check(config, teacher.config, recipe.distill)
+        readers = [config, teacher.config, *([proposer.config] if proposer else [])]
+        length = min(recipe.data.sequence_length, *(each.max_length for each in readers))
         how = labelled.Reading(teacher.tokenizer, length, problem)
         sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
         before = teacher.size() | Classifier(teacher.config).score(teacher.params, sets.dev).summary()
@@ -45,19 +59,82 @@ def run(
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-        sets.train.wanted = answers(teacher, sets.train, progress)
-        objective = Objective(distill.match_teacher(recipe.distill.temperature, recipe.distill.hard, problem))
-        plan = labelled.plan(config, params, objective, sets, recipe, clock)
+        taught = replace(sets, train=_answered(teacher, proposer, sets.train, recipe, progress))
+        params = jax.device_get(params)  # training donates what is on the device, and `compare` begins here again
+        plan = _plan((config, params), teacher, taught, recipe, clock, progress)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
-        after = Classifier(config).score(fitted.params, sets.dev).summary()
+        student = plan.objective.whole(fitted.params, None)
+        scores, made = Classifier(config).score(student, sets.dev), fitted.summary()
+        after = scores.summary()
+        if recipe.distill.compare:
+            alone = replace(recipe, train=plan.train)  # as many steps, of texts that have labels
+            plain = labelled.plan(config, params, Objective(LABELS[problem]), sets, alone, Clock(options.budget))
+            made["plain"] = _compared(scores, plain, sets.dev, held.path / "train" / "plain", progress)
         return checkpoint.finish(
             held,
-            checkpoint.Model(config, fitted.params, teacher.tokenizer, teacher.labels),
+            checkpoint.Model(config, student, teacher.tokenizer, teacher.labels),
             stage="distill",
             step=fitted.step,
             metrics=after["metrics"],
             compression=[*teacher.manifest["compression"], {"stage": "distill"}],
-            parents=[inputs["from"]],
-            result=fitted.summary() | {"before": before, "after": after},
+            parents=[inputs[name] for name in ("from", "augmenter") if name in inputs],
+            result=made | {"before": before, "after": after},
         )
+
+
+def _answered(
+    teacher: checkpoint.Checkpoint,
+    proposer: checkpoint.Checkpoint | None,
+    examples: Examples,
+    recipe: recipes.Distill,
+    progress: Any,
+) -> Examples:
+    """The examples and their copies, with what the teacher says of them."""
+    parts = [examples]
+    if count := recipe.distill.augment:
+        parts.append(augment.copies(examples, teacher, proposer, recipe.train.seed, count, progress))
+    for part in parts:
+        part.wanted = answers(teacher, part, progress)
+    return Examples.joined(parts)
+
+
+def _plan(
+    student: tuple[ModelConfig, Any],
+    teacher: checkpoint.Checkpoint,
+    sets: labelled.Sets,
+    recipe: recipes.Distill,
+    clock: Clock,
+    progress: Any,
+) -> Plan:
+    """Training to answer as the teacher does, and to be like it inside where that is wished for."""
+    wish, (config, params) = recipe.distill, student
+    problem = teacher.config.problem
+    if not (wish.hidden or wish.relations):
+        objective = Objective(distill.match_teacher(wish.temperature, wish.hard, problem))
+        return labelled.plan(config, params, objective, sets, recipe, clock)
+    judge = distill.answered(wish.temperature, wish.hard, problem)
+    theirs = teacher.config, dequantize(teacher.params)
+    batches = inside.sample(sets.train, recipe.train.seed)
+    objective, maps, layers = inside.prepared(judge, student, theirs, wish, batches)
+    if layers:
+        progress.say(f"layers are to be like the teacher's {', '.join(str(layer + 1) for layer in layers)}")
+    plan = labelled.plan(config, params | maps, objective, sets, recipe, clock)
+    return replace(plan, teacher=teacher.config)
+
+
+def _compared(ours: Scores, plan: Plan, dev: Examples, place: Path, progress: Any) -> dict[str, Any]:
+    """The metrics of the same student without a teacher, and `p` of the two being as good (`compare.sign_flips`). Warns
+    where the teacher's is not clearly better."""
+    place.mkdir(parents=True, exist_ok=True)
+    progress.say("training the same student on the labels alone")
+    plain = Classifier(plan.config).score(fit(plan, place, progress).params, dev)
+    problem = plan.config.problem
+    gain, p = compare.gain(problem, ours.logits, plain.logits, dev.labels)
+    if gain <= 0 or p > compare.CHANCE:
+        name = compare.FIRST[problem]
+        progress.warn(
+            f"without a teacher the same student does as well: {name} {plain.metrics[name]:.4f}, and with it "
+            f"{ours.metrics[name]:.4f} (p = {p:.2g})"
+        )
+    return {"metrics": plain.metrics, "p": p}

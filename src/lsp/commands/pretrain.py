@@ -10,6 +10,7 @@ import numpy as np
 
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
+from lsp.compress import distill, general
 from lsp.compress.quantize import dequantize
 from lsp.data import batches, clients, parts, shards, text
 from lsp.data.masking import drawing
@@ -36,8 +37,10 @@ def run(
     start: Path | None,
     valid: list[str],
     options: Options,
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Trains an encoder into `out` and returns its result, which is empty for all but the first of several processes.
+    A `teacher` is an encoder whose guesses it learns.
 
     With a budget 0 steps mean no end but that.
     """
@@ -50,6 +53,8 @@ def run(
             "valid": text.digest(held_out) if held_out else "",
             "from": directory.identity(directory.read(start)) if start else "",
         }
+        if teacher:
+            inputs["teacher"] = directory.identity(directory.read(teacher))
         with processes.claim(
             out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
         ) as held:
@@ -58,17 +63,27 @@ def run(
             base = checkpoint.open(start).expect("words", "pooler", "none") if start else None
             config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
             config = config.paired(recipe.data.next_sentence)
-            rows = _rows(readable, held.path, recipe, start or tokenizer, progress)
+            guide = general.open_teacher(teacher, config, recipe.distill) if teacher else None
+            rows = _rows(readable, held.path, recipe, start or tokenizer or teacher, progress)
             words = Tokenizer.load(rows.path)
             _refuse_misfit(rows, words, config, base)
+            if guide:
+                general.expect_fit(guide, words, rows.sequence_length)
             config = config if base else dataclasses.replace(config, vocab_size=words.size)
-            # On the host: the plan holds on to them, and a device's memory is for what it trains.
-            params = jax.device_get(initialise(config, recipe.train.seed))
+            params = initialise(config, recipe.train.seed)
             if base:
                 params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
+            elif guide and recipe.distill.start == "teacher":
+                params, copied = distill.student(params, guide.params, (config, guide.config))
+                progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
+            # On the host: the plan holds on to them, and a device's memory is for what it trains.
+            params = jax.device_get(params)
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if options.budget else counted(recipe.train, len(train_rows))
             plan = _plan(dataclasses.replace(recipe, train=train), config, params, words, train_rows, measured, clock)
+            if guide:
+                objective = Objective(general.match_words(guide.config, recipe.distill), dequantize(guide.params))
+                plan = dataclasses.replace(plan, objective=objective, teacher=guide.config)
             with trackers.opened(options.track, held.path, progress) as followers:
                 fitted = fit(plan, held.path, progress, followers)
             if not processes.first():
@@ -79,7 +94,7 @@ def run(
                 stage="pretrain",
                 step=fitted.step,
                 metrics=fitted.metrics,
-                parents=[inputs["from"]] if start else [],
+                parents=[inputs[name] for name in ("from", "teacher") if inputs.get(name)],
                 result=fitted.summary(),
             )
 

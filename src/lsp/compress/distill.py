@@ -1,9 +1,10 @@
 """Distillation: a small student learns a teacher's answers (Hinton et al., 2015), started from the teacher's layers
 where shapes allow (Sanh et al., 2019, "DistilBERT").
 
-Dimensions: B rows, C classes.
+Dimensions: B rows, C classes, V pieces, D width, E the teacher's width.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,31 +19,44 @@ from lsp.train.metrics import Mean
 from lsp.train.objectives import JUDGES, Batch, Loss, divergence
 
 Tree = dict[Any, Any]
+Judge = Callable[[jax.Array, Batch], tuple[Mean, dict[str, Mean]]]
 
 
 def match_teacher(temperature: float, hard: float, problem: Problem = "single_label") -> Loss:
+    """The loss of the student's answers alone, as `answered` has it."""
+    judge = answered(temperature, hard, problem)
+
+    def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
+        return judge(model.classify(batch["tokens"], batch["segments"], batch["types"], key=key), batch)
+
+    return loss
+
+
+def answered(temperature: float, hard: float, problem: Problem = "single_label") -> Judge:
     """The loss `(1 - hard) · T² · KL(teacher ‖ student) + hard · cross-entropy`, both softened by T = `temperature`
     in the first part; T² keeps its gradients at the size they have for T = 1.
 
     Where an example may have several classes, both parts are of each class by itself, the mean over classes; of
     numbers they are squared errors, from the teacher's number and from the label, and nothing is softened.
 
-    What the teacher says of an example comes with it, as `wanted` [B, C]. Rows of weight 0 count nothing. Metrics, of
-    classes: accuracy, and how often the student's guess is the teacher's.
+    What the teacher says of an example comes with it, as `wanted` [B, C], and as `known` [B] whether its label is its
+    own: a text of which words were replaced may no longer be what it was, and learns from the teacher alone. Rows of
+    weight 0 count nothing. Metrics, of classes: accuracy where labels are known, and how often the student's guess is
+    the teacher's.
     """
 
-    def loss(model: Model, frozen: Any, batch: Batch, key: jax.Array | None) -> tuple[Mean, dict[str, Mean]]:
-        teacher_BC = batch["wanted"]
-        logits_BC = model.classify(batch["tokens"], batch["segments"], batch["types"], key=key)
+    def judge(logits_BC: jax.Array, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+        teacher_BC, known_B = batch["wanted"], batch["known"]
         soft_B = divergence(problem, teacher_BC, logits_BC, temperature)
         weights_B, count = batch["weights"], batch["weights"].sum()
-        labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B)
+        labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B * known_B)
         if problem != "regression":
             alike_B = _same_guess(problem, logits_BC, teacher_BC).astype(weights_B.dtype)
             metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
-        return Mean((1 - hard) * (soft_B * weights_B).sum() + hard * labelled.total, count), metrics
+        soft = ((1 - hard * known_B) * soft_B * weights_B).sum()
+        return Mean(soft + hard * labelled.total, count), metrics
 
-    return loss
+    return judge
 
 
 def _same_guess(problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array:
@@ -58,6 +72,7 @@ def student(
     """`fresh` with the teacher's weights wherever a part has the same names and shapes, and what was copied.
 
     Parts are each embedding table and norm, each layer's attention and feed-forward block, the last norm and the heads.
+    A narrower table of the same pieces begins with what `narrowed` leaves of the teacher's.
     Student layers take evenly spaced teacher layers, the first and the last among them. `Int8` parts are copied
     as float32. `configs`, the student's and the teacher's, keep attention apart that has the same shapes but cuts them
     into other heads.
@@ -83,13 +98,30 @@ def student(
     made: Tree = {}
     for name, own in fresh.items():
         if name == "layers":
-            origins = np.linspace(0, len(teacher["layers"]) - 1, len(own)).round().astype(int).tolist()
+            origins = evenly(len(own), len(teacher["layers"]))
             made[name] = {i: layer(block, i, origins[i]) for i, block in own.items()}
         elif name == "embeddings":
             made[name] = {table: part(leaf, teacher[name].get(table), f"{name}.{table}") for table, leaf in own.items()}
+            wide_VE, own_VD = (tree["tokens"]["table"] for tree in (teacher[name], own))
+            if len(own_VD) == len(wide_VE) and own_VD.shape[1] < wide_VE.shape[1]:
+                made[name]["tokens"] = {"table": jnp.asarray(narrowed(np.asarray(wide_VE), own_VD.shape[1]))}
+                copied.append(f"{name}.tokens in its {own_VD.shape[1]} main directions")
         else:
             made[name] = part(own, teacher.get(name), name)
     return made, copied
+
+
+def evenly(own: int, theirs: int) -> list[int]:
+    """For each of the student's layers one of the teacher's, the first and the last among them."""
+    return np.linspace(0, theirs - 1, own).round().astype(int).tolist()
+
+
+def narrowed(table_VE: np.ndarray, width: int) -> np.ndarray:
+    """float32 [V, D]: a table less its mean row, in its first `width` principal directions, where the pieces keep
+    their distances as well as D numbers can (Eckart and Young, 1936)."""
+    away_VE = table_VE.astype(np.float64) - table_VE.mean(0, dtype=np.float64)
+    _, directions_EE = np.linalg.eigh(away_VE.T @ away_VE)  # the largest last
+    return (away_VE @ directions_EE[:, ::-1][:, :width]).astype(np.float32)
 
 
 def _heads(config: ModelConfig, index: int) -> tuple[int, int]:

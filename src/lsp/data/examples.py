@@ -48,6 +48,7 @@ class Examples:
         self.labels = _labels(table, problem)
         self.weights = np.ones(len(table.texts), np.float32)  # of the examples, in training
         self.wanted: np.ndarray | None = None  # fp32 [N, C], logits to learn instead of labels: a teacher's
+        self.known = np.ones(len(table.texts), np.float32)  # 0 where the label may be wrong, of a text that was made up
         self.tokens: list[np.ndarray] = []
         seconds: list[int] = []
         too_long: list[bool] = []
@@ -72,6 +73,18 @@ class Examples:
         made.seconds = made.lengths.astype(np.int32)
         return made
 
+    @classmethod
+    def joined(cls, parts: Sequence["Examples"]) -> "Examples":
+        """The examples of all parts, one after the other; the parts are alike but for their texts and labels."""
+        made = copy.copy(parts[0])
+        made.tokens = [tokens for part in parts for tokens in part.tokens]
+        for name in ("labels", "weights", "known", "too_long", "seconds", "lengths"):
+            setattr(made, name, np.concatenate([getattr(part, name) for part in parts]))
+        wanted = [part.wanted for part in parts if part.wanted is not None]
+        made.wanted = np.concatenate(wanted) if wanted else None
+        made.cut = int(made.too_long.sum())
+        return made
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -86,7 +99,7 @@ class Examples:
 
     def batch(self, chosen: np.ndarray, batch_size: int, longest: int = 0, fine: bool = False) -> Batch:
         """The examples `chosen` [n ≤ B] as tokens, segments, types int32 [B, T], labels int32 [B], weights float32 [B];
-        where logits are `wanted`, those [B, C].
+        where logits are `wanted`, those [B, C], and for which rows the labels are `known`, float32 [B].
 
         T is the width (`width_for`) that holds the longest of them, and `longest` tokens. Missing rows weigh 0.
         """
@@ -98,13 +111,18 @@ class Examples:
             types[row, self.seconds[example] : self.lengths[example]] = 1
         missing = batch_size - len(chosen)
         wanted = {} if self.wanted is None else {"wanted": np.pad(self.wanted[chosen], [(0, missing), (0, 0)])}
-        return wanted | {
-            "tokens": tokens,
-            "segments": (tokens != PAD).astype(np.int32),
-            "types": types,
-            "labels": np.pad(self.labels[chosen], [(0, missing), (0, 0)][: self.labels.ndim]),
-            "weights": np.pad(self.weights[chosen], (0, missing)),
-        }
+        known = {} if self.wanted is None else {"known": np.pad(self.known[chosen], (0, missing))}
+        return (
+            wanted
+            | known
+            | {
+                "tokens": tokens,
+                "segments": (tokens != PAD).astype(np.int32),
+                "types": types,
+                "labels": np.pad(self.labels[chosen], [(0, missing), (0, 0)][: self.labels.ndim]),
+                "weights": np.pad(self.weights[chosen], (0, missing)),
+            }
+        )
 
 
 def _labels(table: Table, problem: Problem) -> np.ndarray:

@@ -73,9 +73,7 @@ class Attention(nnx.Module):
 
     def gather(self, x_BTD: jax.Array, segments_BT: jax.Array, turn: Turn, at_BQ: jax.Array | None = None) -> jax.Array:
         """What the heads found, side by side [B, T, H·S]."""
-        # Attention's rows are those of the segments: pieces of x's, where long rows are cut.
-        qkv = self.qkv(x_BTD).reshape(*segments_BT.shape, self.heads, 3, self.head_size)
-        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
+        q, k, v = self.project(x_BTD, segments_BT)
         if turn is not None:
             q, k = attention.rotate(q, *turn), attention.rotate(k, *turn)
         if at_BQ is not None:
@@ -83,6 +81,13 @@ class Attention(nnx.Module):
         y_BHQS = attention.attend(q, k, v, segments_BT, self.window, at_BQ)
         rows = x_BTD.shape[:2] if at_BQ is None else at_BQ.shape
         return y_BHQS.transpose(0, 2, 1, 3).reshape(*rows, -1)
+
+    def project(self, x_BTD: jax.Array, segments_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values, each [B, H, T, S], without their positions."""
+        # Attention's rows are those of the segments: pieces of x's, where long rows are cut.
+        qkv = self.qkv(x_BTD).reshape(*segments_BT.shape, self.heads, 3, self.head_size)
+        q, k, v = qkv.transpose(3, 0, 2, 1, 4)
+        return q, k, v
 
 
 class FeedForward(nnx.Module):
@@ -202,17 +207,30 @@ class Model(nnx.Module):
 
         `segments` [B, P, T / P] cut the rows into P pieces that neither see one another nor count on.
         """
+        return self.norm(self.states(tokens_BT, segments_BT, types_BT, key, shift_BTD, at_BQ)[-1])
+
+    def states(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        types_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+        shift_BTD: jax.Array | None = None,
+        at_BQ: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """What each layer reads, and what the last one makes, [B, T, D] each: one more than there are layers. The last
+        are those that `encode` gives, without its norm."""
         segments_BT = segments_BT.reshape(-1, segments_BT.shape[-1])
         keys = [None] * (len(self.layers) + 1) if key is None else list(jax.random.split(key, len(self.layers) + 1))
         positions_BT = attention.positions(segments_BT)
         x_BTD = self.embed(tokens_BT, positions_BT, types_BT, shift_BTD)
         x_BTD = hold(drop(x_BTD, self.config.dropout, keys[-1]), "BTD")
-        last = len(self.layers) - 1
+        states, last = [x_BTD], len(self.layers) - 1
         for number, (layer, turn) in enumerate(zip(self.layers, self.turns(positions_BT), strict=True)):
             run = layer if self.remat == "none" else jax.checkpoint(layer, policy=REMAT[self.remat])
             at = at_BQ if number == last else None
-            x_BTD = hold(run(x_BTD, segments_BT, turn, keys[number], at), "BTD")
-        return self.norm(x_BTD)
+            states.append(hold(run(states[-1], segments_BT, turn, keys[number], at), "BTD"))
+        return states
 
     def embed(
         self,
@@ -265,14 +283,20 @@ class Model(nnx.Module):
             first_BE = of_BTE.argmax(1) if shared else jnp.zeros((tokens_BT.shape[0], 1), jnp.int32)
             pooled_BED = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD, first_BE)
         else:
-            hidden_BTD = self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD)
-            weights_BTE = of_BTE.astype(jnp.float32)
-            total_BED = jnp.einsum("bte,btd->bed", weights_BTE, hidden_BTD.astype(jnp.float32))
-            mean_BED = total_BED / jnp.maximum(weights_BTE.sum(1)[..., None], 1.0)
-            pooled_BED = mean_BED.astype(hidden_BTD.dtype)
-        pooled_BED = drop(self.pooler(pooled_BED), self.config.dropout, keys[1])
-        logits_BEC = self.classifier(pooled_BED).astype(jnp.float32)
+            pooled_BED = average(self.encode(tokens_BT, segments_BT, types_BT, keys[0], shift_BTD), of_BTE)
+        logits_BEC = self.decide(pooled_BED, keys[1])
         return logits_BEC if shared else logits_BEC[:, 0]
+
+    def decide(self, pooled: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Logits over the classes [..., C], fp32, of pooled states [..., D]."""
+        return self.classifier(drop(self.pooler(pooled), self.config.dropout, key)).astype(jnp.float32)
+
+
+def average(hidden_BTD: jax.Array, of_BTE: jax.Array) -> jax.Array:
+    """The mean state [B, E, D] of the tokens of each example, bool [B, T, E]; 0 where there are none."""
+    weights_BTE = of_BTE.astype(jnp.float32)
+    total_BED = jnp.einsum("bte,btd->bed", weights_BTE, hidden_BTD.astype(jnp.float32))
+    return (total_BED / jnp.maximum(weights_BTE.sum(1)[..., None], 1.0)).astype(hidden_BTD.dtype)
 
 
 def initialise(config: ModelConfig, seed: int) -> Tree:

@@ -15,6 +15,7 @@ from lsp.trials import Trial
 
 FIRST: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1", "regression": "pearson"}
 FLIPS, AT_ONCE = 9999, 100
+CHANCE = 0.05  # from which a difference may be none
 
 
 class Outcome(NamedTuple):
@@ -75,6 +76,13 @@ def fall(problem: Problem, before_NC: np.ndarray, after_NC: np.ndarray, labels: 
         metrics.measured(problem, logits_NC, labels)[FIRST[problem]] for logits_NC in (before_NC, after_NC)
     )
     return before - after
+
+
+def gain(problem: Problem, ours_NC: np.ndarray, theirs_NC: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """By how much the first logits are better than the second, the mean over examples, and `p`, by `sign_flips`, of
+    their being as good."""
+    differences_N = goodness(problem, ours_NC, labels) - goodness(problem, theirs_NC, labels)
+    return float(differences_N.mean()), sign_flips(differences_N)
 
 
 def best(outcomes: Sequence[Outcome], metric: str) -> int:

@@ -24,13 +24,20 @@ def all_of(trained: Any, frozen: Any) -> Any:
     return trained
 
 
+def frozen_alone(trained: Any, frozen: Any) -> Any:
+    """Of what is trained the loss reads the model."""
+    return frozen
+
+
 class Objective(NamedTuple):
     """`frozen` enters the step as an argument, since jit turns captured arrays into constants. `whole` makes the
-    model's parameters of those that are trained and of `frozen`. With `private` no one example may be told."""
+    model's parameters of those that are trained and of `frozen`, and `beside` what the loss reads as `frozen`, where
+    it trains more than the model. With `private` no one example may be told."""
 
     loss: Loss
     frozen: Any = None
     whole: Callable[[Any, Any], Any] = all_of
+    beside: Callable[[Any, Any], Any] = frozen_alone
     private: Privacy | None = None
 
 

@@ -99,7 +99,8 @@ def make_update(
         cast = objective.whole(params, frozen)
         if precision != "fp32":
             cast = jax.tree.map(lambda p: p.astype(jnp.bfloat16), cast)
-        loss, metrics = objective.loss(nnx.merge(graphdef, gather(cast)), frozen, batch, key)
+        model, beside = nnx.merge(graphdef, gather(cast)), objective.beside(params, frozen)
+        loss, metrics = objective.loss(model, beside, batch, key)
         return loss.total, (loss, metrics)
 
     def gradients(params: Any, frozen: Any, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Mean]]:
