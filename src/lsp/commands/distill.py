@@ -5,7 +5,7 @@ from typing import Any
 
 from lsp import checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import distill
+from lsp.compress import distill, measure
 from lsp.compress.teacher import answers
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
@@ -40,7 +40,7 @@ def run(
         length = min(recipe.data.sequence_length, config.max_length, teacher.config.max_length)
         how = labelled.Reading(teacher.tokenizer, length, problem)
         sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
-        before = teacher.size() | Classifier(teacher.config).score(teacher.params, sets.dev).summary()
+        first = Classifier(teacher.config).score(teacher.params, sets.dev)
         params = initialise(config, recipe.train.seed)
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
@@ -50,7 +50,9 @@ def run(
         plan = labelled.plan(config, params, objective, sets, recipe, clock)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
-        after = Classifier(config).score(fitted.params, sets.dev).summary()
+        last = Classifier(config).score(fitted.params, sets.dev)
+        before, after = teacher.size() | first.summary(), last.summary()
+        beside = measure.beside(held.path, teacher, sets.dev, first, last)
         return checkpoint.finish(
             held,
             checkpoint.Model(config, fitted.params, teacher.tokenizer, teacher.labels),
@@ -59,5 +61,5 @@ def run(
             metrics=after["metrics"],
             compression=[*teacher.manifest["compression"], {"stage": "distill"}],
             parents=[inputs["from"]],
-            result=fitted.summary() | {"before": before, "after": after},
+            result=fitted.summary() | {"before": before, "after": after, "paired": beside},
         )

@@ -5,6 +5,7 @@ from typing import Any
 
 from lsp import checkpoint, directory
 from lsp import recipe as recipes
+from lsp.compress import measure
 from lsp.compress.quantize import quantize
 from lsp.data import text
 from lsp.train import labelled
@@ -30,21 +31,22 @@ def run(
         base = checkpoint.open(start)
         params = quantize(base.params)
         before: dict[str, Any] = base.size()
-        after: dict[str, Any] = {}
+        result: dict[str, Any] = {"before": before, "after": {}}
         if dev is not None:
             how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
             examples = labelled.read(dev, columns, base.labels, how)
             classifier = Classifier(base.config)
             progress.say("measuring before and after")
-            before |= classifier.score(base.params, examples).summary()
-            after |= classifier.score(params, examples).summary()
+            scores, after = classifier.score(base.params, examples), classifier.score(params, examples)
+            result = {"before": before | scores.summary(), "after": after.summary()}
+            result["paired"] = measure.beside(held.path, base, examples, scores, after)
         return checkpoint.finish(
             held,
             checkpoint.Model(base.config, params, base.tokenizer, base.labels),
             stage="quantize",
             step=base.manifest["step"],
-            metrics=after.get("metrics", {}),
+            metrics=result["after"].get("metrics", {}),
             compression=[*base.manifest["compression"], {"stage": "quantize", "bits": 8}],
             parents=[inputs["from"]],
-            result={"before": before, "after": after},
+            result=result,
         )
