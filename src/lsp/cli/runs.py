@@ -112,6 +112,35 @@ def plot(
     return Exit.DONE
 
 
+@app.command("report", short_help="One page: from text to the run, with all that was measured.")
+def report_page(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs, and folders to look for their parents in.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; RUN.html beside the first run if left out.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page of an earlier call.")] = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp report runs/sst2-int8
+
+    One HTML file to read, print or send: the run and all it was made from, what
+    each stage lost and gained, curves, bytes, labels that flipped, what a search
+    tried, and the commands that make it again. Parents are looked for beside the
+    runs and in the folders given. A file that is there already is kept.
+    """
+    need(*runs)
+    if out is not None:
+        need(out.parent, code=Exit.USAGE)
+    from lsp.commands import report as verb
+    from lsp.report import summary
+
+    made = verb.run(runs, out, overwrite, console.Progress(quiet))
+    return report(made if as_json else summary(made), as_json)
+
+
 @app.command(short_help="Latency and throughput on this machine, and what takes the bytes.")
 def bench(
     *,

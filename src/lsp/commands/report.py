@@ -1,0 +1,134 @@
+"""`lsp report`: one page that says what became of a model on its way from text to the run, and what each stage cost."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lsp import LspError, checkpoint, curves, directory, lineage, page, report
+from lsp.deploy import parts
+from lsp.lineage import Stage
+from lsp.train.compare import FIRST
+
+SHOWN = 20  # flipped rows of a stage
+
+
+def run(given: Sequence[Path], out: Path | None, overwrite: bool, progress: Any) -> dict[str, Any]:
+    """Writes the page, by default beside the first run under its name, and returns what it holds.
+
+    Folders in `given` that are no runs are places to look for parents in. Raises LspError: 2 where there is another
+    file already, or the page would go into a run; 4 for a damaged run.
+    """
+    runs = [path for path in given if (path / "manifest.json").exists() or (path / "run.json").exists()]
+    if not runs:
+        raise LspError(f"{given[0]} is no run, and holds no manifest.json.", hint="Name a run first, then folders.")
+    target = out or runs[0].resolve().with_name(f"{runs[0].resolve().name}.html")
+    refuse(target)
+    stages = lineage.traced(runs, [path for path in given if path not in runs])
+    names = lineage.names(stages)
+    result: dict[str, Any] = {"command": "report", "run": str(runs[0]), "out": str(target), "status": "complete"}
+    result["name"] = names[lineage.opened(runs[0]).identity]
+    result["stages"] = rows = [_row(stage, names) for stage in stages]
+    _timed(rows)
+    result["in_all"] = report.in_all(rows)
+    progress.say(f"{len(rows)} stages: {', '.join(row['name'] for row in rows)}")
+    result["parts"] = [part for stage in stages for part in _parts(stage, names[stage.identity])]
+    result["curves"] = [curve._asdict() | {"metric": m} for stage in stages for m, curve in _curves(stage, names)]
+    result["flips"] = [row for stage in stages for row in _flips(stage, names[stage.identity])]
+    result["search"] = [row for stage in stages for row in _tried(stage, names[stage.identity])]
+    result["again"] = [line for stage in stages for line in lineage.again(stage, names)]
+    for row in rows:
+        for parent in row["missing"]:
+            progress.warn(f"a parent of {row['name']} was not found ({parent[:12]}): name the folder that holds it")
+    body = page.page(report.TITLE, report.body(result))
+    if target.exists() and target.read_text(encoding="utf-8", errors="replace") == body:
+        return result | {"status": "already complete"}
+    if target.exists() and not overwrite:
+        raise LspError(f"{target} is there already.", hint="Give another --out, or add --overwrite.")
+    directory.write_atomically(target, body)
+    return result
+
+
+def refuse(target: Path) -> None:
+    """Raises LspError (exit 2) where the page would go into a sealed run, or in the place of what is no report."""
+    if (target.resolve().parent / "manifest.json").exists():
+        raise LspError(f"--out {target} is inside a run, which is sealed.", hint="Put the page beside it.")
+    if target.exists() and not page.ours(target, report.TITLE):
+        raise LspError(f"--out {target} is there already, and something else.", hint="Give another name.")
+
+
+def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
+    """A stage in one line: what it is, how large, how good, and what it lost and gained beside its parent."""
+    found, result, model = stage.manifest, stage.result, stage.manifest.get("model", {})
+    before, after = result.get("before", {}), result.get("after", {})
+    paired = result.get("paired", {})
+    metric = paired.get("metric") or (FIRST[model["problem"]] if found.get("labels") else "loss")
+    value = found.get("metrics", {}).get(metric)
+    lost = paired.get("points")
+    if lost is None and value is not None and metric in before.get("metrics", {}) and metric != "loss":
+        lost = 100 * (before["metrics"][metric] - value)
+    rates = [each.get("examples_per_second") for each in (before, after)]
+    return {
+        "name": names[stage.identity],
+        "run": str(stage.path),
+        "stage": found.get("stage"),
+        "identity": stage.identity,
+        "parents": [names[parent] for parent in stage.parents if parent in names],
+        "missing": lineage.missing(stage, names),
+        "step": found.get("step"),
+        "parameters": result.get("parameters"),
+        "bytes": result.get("bytes"),
+        "metric": metric if value is not None else None,
+        "value": value,
+        "points_lost": lost,
+        "interval": paired.get("interval"),
+        "p": paired.get("p"),
+        "flips": paired.get("flips"),
+        "examples": paired.get("examples"),
+        "rate_before": rates[0],
+        "examples_per_second": rates[1],
+        "speedup": after.get("speedup") or (rates[1] / rates[0] if all(rates) else None),
+        "changed": lineage.changed(stage),
+        "inputs": stage.asked.get("inputs", {}),
+        "recipe": stage.recipe,
+    }
+
+
+def _timed(rows: list[dict[str, Any]]) -> None:
+    """A classifier that was made without timing it was timed beside its child."""
+    for row in rows:
+        if row["examples_per_second"] is None:
+            children = (child for child in rows if row["name"] in child["parents"] and child["rate_before"])
+            row["examples_per_second"] = next((child["rate_before"] for child in children), None)
+
+
+def _parts(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
+    """What of a model's bytes is its vocabulary, its encoder, …; nothing of prepared data."""
+    if "model" in stage.manifest:
+        found = parts.of_run(checkpoint.open(stage.path))
+    elif stage.manifest.get("stage") == "export":
+        found = parts.of_export(stage.path)
+    else:
+        return
+    yield from ({"name": name} | part._asdict() for part in found)
+
+
+def _curves(stage: Stage, names: dict[str, str]) -> Iterator[tuple[str, curves.Curve]]:
+    """Loss, and what evaluations found, of a stage that trained. What is nowhere a finite number is left out."""
+    if not stage.file("metrics.jsonl"):
+        return
+    main = [f"dev_{FIRST[stage.manifest['model']['problem']]}"] if stage.manifest.get("labels") else []
+    for metric in ("loss", *main):
+        with suppress(LspError):
+            yield metric, curves.curve(stage.path, names[stage.identity], metric, "step")
+
+
+def _flips(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
+    lines = (stage.file("flips.jsonl") or b"").decode("utf-8", "replace").split("\n")
+    yield from ({"name": name} | json.loads(line) for line in lines[:SHOWN] if line)
+
+
+def _tried(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
+    """The models that a search tried, as it left them."""
+    yield from ({"name": name} | row for row in json.loads(stage.file("pareto.json") or b"[]"))
