@@ -13,7 +13,7 @@ from typing import Any
 
 from lsp import Exit, LspError, curves, manifest, recipe
 
-# Inputs in `run.json` that a command line has too, each after an option of its name, but for the text of `lsp prepare`.
+# Inputs in `run.json` that a command line has too, in this order, after options of their names (but for raw text).
 OPTIONS = ("from", "data", "valid", "tokenizer", "text", "train", "dev", "old", "old_dev", "format", "runtime")
 
 
@@ -108,9 +108,8 @@ def again(stage: Stage, known: dict[str, str]) -> list[str]:
     run does not record where its inputs were. Budgets, columns and goals are not recorded either."""
     name, command = known[stage.identity], str(stage.asked.get("command", ""))
     words, notes = [f"lsp {command}"], []
-    for key, value in stage.asked.get("inputs", {}).items():
-        if not value or key not in OPTIONS:
-            continue
+    inputs = stage.asked.get("inputs", {})
+    for key, value in ((key, inputs[key]) for key in OPTIONS if inputs.get(key)):
         given = known.get(value, key.upper() if len(value) == 64 else value)
         if given == key.upper():
             notes.append(f"# {given}: {value}")
