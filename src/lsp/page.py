@@ -16,8 +16,9 @@ h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em;border-
 b{font-weight:600}small,.note{color:#666;font-size:.85em}code,pre{font:.85em/1.5 ui-monospace,monospace}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.6em .8em;border-radius:.3em}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9em}
-th,td{text-align:left;vertical-align:top;padding:.3em .9em .3em 0;border-bottom:1px solid #eee}
-th{font-weight:600;vertical-align:bottom}.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+th,td{text-align:left;vertical-align:top;padding:.3em .8em .3em 0;border-bottom:1px solid #eee}
+th{font-weight:600;vertical-align:bottom}.n{text-align:right;font-variant-numeric:tabular-nums}
+td.n{white-space:nowrap}
 svg{max-width:100%;height:auto}summary{cursor:pointer}
 @media print{body{margin:0;max-width:none;font-size:11px}figure,tr{break-inside:avoid}h2{break-after:avoid}}"""
 # The title comes first: by it `ours` knows a page. The policy forbids a browser to fetch or to run anything.

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lsp import page, svg
+from lsp import LspError, page, svg
 from lsp.chart import Chart
 from lsp.curves import Curve
 from lsp.shown import number, size
@@ -16,6 +16,38 @@ NUMBERS = ("parameters", "size", "points lost", "95 % interval", "p", "examples/
 AXES = ("times as fast", "points lost")
 LONG = 300  # characters of a text
 Row = dict[str, Any]
+
+
+class Limits(NamedTuple):
+    """What a run must be: at most `drop` points lost, at least `speedup` times as fast, at most `size` bytes. None asks
+    nothing."""
+
+    drop: float | None = None
+    speedup: float | None = None
+    size: float | None = None
+
+
+def gates(row: Row, limits: Limits) -> list[Row]:
+    """Whether a stage keeps to the limits. A drop counts as too large where all of its interval is: what more examples
+    might well undo is noise. Raises LspError (exit 2) for a limit of what the stage did not measure."""
+    measured = {
+        "--max-drop": (limits.drop, row["points_lost"]),
+        "--min-speedup": (limits.speedup, row["speedup"]),
+        "--max-size": (limits.size, row["bytes"]),
+    }
+    found = []
+    for option, (limit, value) in measured.items():
+        if limit is None:
+            continue
+        if value is None:
+            raise LspError(
+                f"{row['name']} can't be held to {option}: its stage, {row['stage']}, did not measure that.",
+                hint="Give a compress stage --dev. Speed is measured in turns by a search, and by lsp bench.",
+            )
+        least = row["interval"][0] if option == "--max-drop" and row["interval"] else value
+        passed = value >= limit if option == "--min-speedup" else least <= limit
+        found.append({"gate": option, "limit": limit, "value": value, "passed": passed})
+    return found
 
 
 def in_all(rows: Sequence[Row]) -> list[Row]:
@@ -42,9 +74,11 @@ def body(result: Row) -> Iterator[str]:
     yield page.note(
         "Points lost, in hundredths of the metric, are beside the stage's parent on the same examples; a negative "
         "number is a gain. The interval is of a paired bootstrap, p of McNemar's exact test (of numbers, of random "
-        "signs). Times as fast is beside the parent too, on the machine that made the stage."
+        "signs). Examples/s are of the hour in which a stage ran; times as fast, beside the parent, is of stages that "
+        "measured both models in turns. lsp bench measures any."
     )
     yield _together(result["in_all"], given["name"])
+    yield page.table([_gate(gate) for gate in result["gates"]], ("limit", "value"))
     yield from page.section("From text to here", *map(_stage, rows))
     yield from page.section("Bytes", *_bytes(result["parts"]))
     yield from page.section("What the search tried", *_search(result["search"]))
@@ -65,7 +99,7 @@ def _headline(row: Row) -> Row:
         "stage": row["stage"],
         "parameters": _or_blank(row["parameters"], number),
         "size": _or_blank(row["bytes"], size),
-        "metric": None if row["value"] is None else f"{row['metric']} {row['value']:.4g}",
+        "metric": None if row["value"] is None else f"{row['metric']}\u00a0{row['value']:.4g}",
         "points lost": _or_blank(row["points_lost"], "{:.2f}".format),
         "95 % interval": interval and f"{interval[0]:.2f} … {interval[1]:.2f}",
         "p": _or_blank(row["p"], "{:.2g}".format),
@@ -74,25 +108,32 @@ def _headline(row: Row) -> Row:
     }
 
 
+def _gate(gate: Row) -> Row:
+    told = {name: number(gate[name]) for name in ("limit", "value")}
+    return {"gate": gate["gate"]} | told | {"passed": "yes" if gate["passed"] else "no"}
+
+
 def _together(found: Sequence[Row], name: str) -> str:
     one = next((each for each in found if each["name"] == name), None)
     if one is None:
         return ""
     lost, share = one["points_lost"], f"{one['share_of_bytes']:.1%}".replace("%", " %")
-    points = "" if lost is None else f", with {abs(lost):.2f} points {'lost' if lost >= 0 else 'won'} in all"
+    points = "" if lost is None else f", with {abs(lost):.2f} points {'lost' if lost >= 0 else 'gained'} in all"
     return f"<p><b>{page.text(name)}</b> has {share} of the bytes of {page.text(one['from'])}{points}.</p>"
 
 
 def _stage(row: Row) -> str:
     """A stage with what it was made of, and what of its recipe is not the default."""
-    made = [f"made of {', '.join(row['parents'])}"] if row["parents"] else []
+    parents = [*([f"text {row['text'][:12]}"] if row["text"] else []), *row["parents"]]
+    made = [f"made of {', '.join(parents)}"] if parents else []
     gone = [f"a parent that was not found: {parent[:12]}" for parent in row["missing"]]
-    facts = ", ".join([str(row["stage"]), *made, *gone, *([f"{number(row['step'])} steps"] if row["step"] else [])])
+    trained = [f"{number(row['steps'])} steps of training"] if row["steps"] else []
+    facts = ", ".join([str(row["stage"]), *made, *gone, *trained])
     inputs = page.table([{"input": key, "hash": value} for key, value in row["inputs"].items() if value])
     count = len(row["changed"])
     recipe = page.lines(row["changed"]) if count else ""
-    keys = "1 key" if count == 1 else f"{count} keys"
-    words = f"recipe: {keys} not the default" if row["recipe"] else "inputs"
+    differs = {0: "all of it the default", 1: "1 key not the default"}.get(count, f"{count} keys not the default")
+    words = f"recipe: {differs}" if row["recipe"] else "inputs"
     head = f"<b>{page.text(row['name'])}</b> <small>{row['identity'][:12]}</small><br/>{page.text(facts)}"
     return f"<div><p>{head}</p>{page.details(words, recipe + inputs)}</div>"
 
@@ -184,7 +225,7 @@ def _label(label: Any) -> str:
 def summary(result: Row) -> Row:
     """For a person at a terminal: where the page is, and the table at its top."""
     rows = [{key: value for key, value in _headline(row).items() if key != "p"} for row in result["stages"]]
-    return {"out": result["out"], "status": result["status"], "stages": rows}
+    return {"out": result["out"], "status": result["status"], "stages": rows, "gates": result["gates"]}
 
 
 def _or_blank(value: Any, write: Any) -> str | None:

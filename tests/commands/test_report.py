@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from lsp import Exit, LspError, checkpoint, cli, directory, lineage, manifest, recipe, svg
+from lsp import Exit, LspError, checkpoint, cli, directory, lineage, manifest, recipe, report, svg
 from lsp.chart import Chart
 from lsp.compress import measure
 from lsp.curves import Curve
@@ -30,7 +30,7 @@ LOGGED = [{"step": step, "loss": 5 - step / 25, "seconds": step} for step in ran
 EVALUATED = [{"step": step, "dev_loss": 4.0, "dev_accuracy": step / 200} for step in (50, 100)]
 MEASURED = {
     "before": {"examples_per_second": 200.0, "metrics": {"accuracy": 1.0}},
-    "after": {"examples_per_second": 500.0, "metrics": {"accuracy": 0.75}},
+    "after": {"examples_per_second": 500.0, "metrics": {"accuracy": 0.75}, "speedup": 2.25},
 }
 TRIED = [
     {"run": "x/candidates/plain-int8", "points_lost": 0.5, "speedup": 1.5, "bytes": 400, "meets": False, "best": True},
@@ -152,8 +152,8 @@ def test_the_table_has_the_numbers_of_the_results(runs: Path, capsys: pytest.Cap
     result = json.loads((runs / "int8" / "result.json").read_text())
     row, last = head[-1], found["stages"][-1]
     assert (last["parameters"], last["bytes"]) == (result["parameters"], result["bytes"])
-    assert row["parameters"] == f"{result['parameters']:,}" and row["metric"] == "accuracy 0.75"
-    assert (row["points lost"], row["examples/s"], row["times as fast"]) == ("25.00", "500", "2.50")
+    assert row["parameters"] == f"{result['parameters']:,}" and row["metric"] == "accuracy\u00a00.75"
+    assert (row["points lost"], row["examples/s"], row["times as fast"]) == ("25.00", "500", "2.25")
     low, high = result["paired"]["interval"]
     assert row["95 % interval"] == f"{low:.2f} … {high:.2f}" and low == 0 and 25 < high <= 100
     assert row["p"] == "1", "a single change has to go one way or the other"
@@ -284,6 +284,35 @@ def test_nothing_is_written_over_or_into_a_run(
     assert code == Exit.USAGE and "sealed" in said
     monkeypatch.chdir(runs / "int8")
     assert shown(capsys, ".", "--overwrite")["out"] == str(runs.resolve() / "int8.html")
+
+
+@pytest.mark.parametrize(
+    ("asked", "passed"),
+    [
+        (["--max-drop", "0.1"], [True]),  # 25 points of four examples, but the interval begins at 0
+        (["--max-drop", "0.1", "--min-speedup", "2.25", "--max-size", "1GB"], [True, True, True]),
+        (["--min-speedup", "2.3", "--max-size", "1kB"], [False, False]),
+    ],
+)
+def test_gates_are_exit_1_and_on_the_page(
+    runs: Path, capsys: pytest.CaptureFixture[str], asked: list[str], passed: list[bool]
+) -> None:
+    code = cli.main(["report", str(runs / "int8"), *asked, "--json", "--quiet"])
+    found = json.loads(capsys.readouterr().out)
+    assert code == (Exit.DONE if all(passed) else Exit.NO)
+    assert [gate["passed"] for gate in found["gates"]] == passed
+    table = next(each for each in map(cells, tree(runs / "int8.html").iter("table")) if "gate" in each[0])
+    assert [row["gate"] for row in table] == asked[::2]
+    assert [row["passed"] for row in table] == ["yes" if each else "no" for each in passed]
+
+
+def test_a_drop_beyond_noise_misses_its_gate() -> None:
+    row = {"name": "a", "stage": "prune", "points_lost": 2.0, "interval": [1.2, 2.8], "speedup": None, "bytes": 9}
+    assert [gate["passed"] for gate in report.gates(row, report.Limits(1.2))] == [True]
+    assert [gate["passed"] for gate in report.gates(row, report.Limits(1.1))] == [False]
+    assert [gate["passed"] for gate in report.gates(row | {"interval": None}, report.Limits(1.9))] == [False]
+    with pytest.raises(LspError, match="did not measure"):
+        report.gates(row, report.Limits(speedup=2.0))
 
 
 def test_mistakes_are_answered(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,11 +14,13 @@ from lsp.train.compare import FIRST
 SHOWN = 20  # flipped rows of a stage
 
 
-def run(given: Sequence[Path], out: Path | None, overwrite: bool, progress: Any) -> dict[str, Any]:
+def run(
+    given: Sequence[Path], out: Path | None, limits: report.Limits, overwrite: bool, progress: Any
+) -> dict[str, Any]:
     """Writes the page, by default beside the first run under its name, and returns what it holds.
 
     Folders in `given` that are no runs are places to look for parents in. Raises LspError: 2 where there is another
-    file already, or the page would go into a run; 4 for a damaged run.
+    file already, the page would go into a run, or a limit is of what was not measured; 4 for a damaged run.
     """
     runs = [path for path in given if (path / "manifest.json").exists() or (path / "run.json").exists()]
     if not runs:
@@ -32,12 +34,13 @@ def run(given: Sequence[Path], out: Path | None, overwrite: bool, progress: Any)
     result["stages"] = rows = [_row(stage, names) for stage in stages]
     _timed(rows)
     result["in_all"] = report.in_all(rows)
+    result["gates"] = report.gates(next(row for row in rows if row["name"] == result["name"]), limits)
     progress.say(f"{len(rows)} stages: {', '.join(row['name'] for row in rows)}")
     result["parts"] = [part for stage in stages for part in _parts(stage, names[stage.identity])]
     result["curves"] = [curve._asdict() | {"metric": m} for stage in stages for m, curve in _curves(stage, names)]
     result["flips"] = [row for stage in stages for row in _flips(stage, names[stage.identity])]
     result["search"] = [row for stage in stages for row in _tried(stage, names[stage.identity])]
-    result["again"] = [line for stage in stages for line in lineage.again(stage, names)]
+    result["again"] = list(dict.fromkeys(line for stage in stages for line in lineage.again(stage, names)))
     for row in rows:
         for parent in row["missing"]:
             progress.warn(f"a parent of {row['name']} was not found ({parent[:12]}): name the folder that holds it")
@@ -68,6 +71,8 @@ def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
     lost = paired.get("points")
     if lost is None and value is not None and metric in before.get("metrics", {}) and metric != "loss":
         lost = 100 * (before["metrics"][metric] - value)
+    inputs = stage.asked.get("inputs", {})
+    text = inputs.get("text") or inputs.get("data") or ""
     rates = [each.get("examples_per_second") for each in (before, after)]
     return {
         "name": names[stage.identity],
@@ -76,7 +81,8 @@ def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
         "identity": stage.identity,
         "parents": [names[parent] for parent in stage.parents if parent in names],
         "missing": lineage.missing(stage, names),
-        "step": found.get("step"),
+        "text": text if text not in names else "",
+        "steps": found.get("step") if stage.file("metrics.jsonl") else 0,
         "parameters": result.get("parameters"),
         "bytes": result.get("bytes"),
         "metric": metric if value is not None else None,
@@ -88,9 +94,9 @@ def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
         "examples": paired.get("examples"),
         "rate_before": rates[0],
         "examples_per_second": rates[1],
-        "speedup": after.get("speedup") or (rates[1] / rates[0] if all(rates) else None),
+        "speedup": after.get("speedup"),
         "changed": lineage.changed(stage),
-        "inputs": stage.asked.get("inputs", {}),
+        "inputs": inputs,
         "recipe": stage.recipe,
     }
 
@@ -115,13 +121,15 @@ def _parts(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _curves(stage: Stage, names: dict[str, str]) -> Iterator[tuple[str, curves.Curve]]:
-    """Loss, and what evaluations found, of a stage that trained. What is nowhere a finite number is left out."""
+    """Loss, and what two evaluations or more found, of a stage that trained. What is never finite is left out."""
     if not stage.file("metrics.jsonl"):
         return
     main = [f"dev_{FIRST[stage.manifest['model']['problem']]}"] if stage.manifest.get("labels") else []
     for metric in ("loss", *main):
         with suppress(LspError):
-            yield metric, curves.curve(stage.path, names[stage.identity], metric, "step")
+            curve = curves.curve(stage.path, names[stage.identity], metric, "step")
+            if metric == "loss" or len(curve.held_out) > 1:
+                yield metric, curve
 
 
 def _flips(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
