@@ -49,7 +49,8 @@ def finished(out: Path, words: Tokenizer, stage: str, parents: list[str], files:
     """A sealed run with random parameters; `made` is its result."""
     plan = recipe.dump(PLANS.get(stage, recipe.Quantize()))
     command = stage if stage in PLANS else f"compress {stage}"
-    inputs = {"data": "e" * 64} if stage == "pretrain" else {"from": parents[0], "dev": "d" * 64}
+    usual = {"data": "e" * 64} if stage == "pretrain" else {"from": parents[0], "dev": "d" * 64}
+    inputs = made.pop("inputs", usual)
     config = dataclasses.replace(ENCODER, vocab_size=words.size)
     labels = []
     if stage != "pretrain":
@@ -199,6 +200,34 @@ def test_parents_are_found_by_hash_or_said_to_be_missing(
     assert len(shown(capsys, str(runs / "int8"), str(away))["stages"]) == 3, "a damaged neighbour is nobody's parent"
 
 
+def test_prepared_data_is_a_parent_and_an_export_a_child(
+    runs: Path, words: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with directory.claim(runs / "data", command="prepare", recipe="", inputs={"text": "f" * 64}) as held:
+        (held.path / "result.json").write_text("{}")
+        manifest.seal(held.path, {"stage": "prepare"})
+    data = identity(runs / "data")
+    finished(runs / "reader", words, "pretrain", [], {}, inputs={"data": data})
+    assert (
+        cli.main(["export", "--from", str(runs / "int8"), "--format", "huggingface", "--out", str(runs / "hf"), "-q"])
+        == 0
+    )
+    capsys.readouterr()
+    found = shown(capsys, str(runs / "reader"), str(runs / "hf"))
+    parents = {row["name"]: row["parents"] for row in found["stages"]}
+    assert parents == {
+        "data": [],
+        "reader": ["data"],
+        "encoder": [],
+        "<i>&": ["encoder"],
+        "int8": ["<i>&"],
+        "hf": ["int8"],
+    }
+    said = "".join(tree(runs / "reader.html").itertext())
+    assert f"prepare, made of text {'f' * 12}" in said and "lsp prepare \\\n    TEXT" in said
+    assert "--from int8 \\\n    --format huggingface \\\n    --out hf-again" in said
+
+
 def test_a_search_is_a_chart_with_a_point_for_each_model(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown(capsys, str(runs / "best"))
     page = tree(runs / "best.html")
@@ -280,8 +309,9 @@ def test_nothing_is_written_over_or_into_a_run(
     mine.write_text("mine")
     code, said = fails(capsys, str(runs / "int8"), "--out", str(mine), "--overwrite")
     assert code == Exit.USAGE and "something else" in said and mine.read_text() == "mine"
-    code, said = fails(capsys, str(runs / "int8"), "--out", str(runs / "int8" / "report.html"))
-    assert code == Exit.USAGE and "sealed" in said
+    for inside in ("report.html", "params/report.html"):
+        code, said = fails(capsys, str(runs / "int8"), "--out", str(runs / "int8" / inside))
+        assert code == Exit.USAGE and "sealed" in said
     monkeypatch.chdir(runs / "int8")
     assert shown(capsys, ".", "--overwrite")["out"] == str(runs.resolve() / "int8.html")
 

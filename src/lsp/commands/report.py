@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lsp import LspError, checkpoint, curves, directory, lineage, page, report
+from lsp import LspError, checkpoint, curves, directory, lineage, manifest, page, report
 from lsp.deploy import parts
 from lsp.lineage import Stage
 from lsp.train.compare import FIRST
@@ -55,8 +55,10 @@ def run(
 
 def refuse(target: Path) -> None:
     """Raises LspError (exit 2) where the page would go into a sealed run, or in the place of what is no report."""
-    if (target.resolve().parent / "manifest.json").exists():
-        raise LspError(f"--out {target} is inside a run, which is sealed.", hint="Put the page beside it.")
+    place = target.resolve()
+    for folder in place.parents:
+        if (folder / "manifest.json").exists() and place.relative_to(folder).parts[0] not in manifest.UNSEALED:
+            raise LspError(f"--out {target} is inside a run, which is sealed.", hint="Put the page beside it.")
     if target.exists() and not page.ours(target, report.TITLE):
         raise LspError(f"--out {target} is there already, and something else.", hint="Give another name.")
 
@@ -66,7 +68,7 @@ def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
     found, result, model = stage.manifest, stage.result, stage.manifest.get("model", {})
     before, after = result.get("before", {}), result.get("after", {})
     paired = result.get("paired", {})
-    metric = paired.get("metric") or (FIRST[model["problem"]] if found.get("labels") else "loss")
+    metric = paired.get("metric") or (FIRST[model["problem"]] if model and found.get("labels") else "loss")
     value = found.get("metrics", {}).get(metric)
     lost = paired.get("points")
     if lost is None and value is not None and metric in before.get("metrics", {}) and metric != "loss":
@@ -110,10 +112,10 @@ def _timed(rows: list[dict[str, Any]]) -> None:
 
 
 def _parts(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
-    """What of a model's bytes is its vocabulary, its encoder, …; nothing of prepared data."""
+    """What of a model's bytes is its vocabulary, its encoder, …; of an export its tokenizer, where that is apart."""
     if "model" in stage.manifest:
         found = parts.of_run(checkpoint.open(stage.path))
-    elif stage.manifest.get("stage") == "export":
+    elif stage.manifest.get("stage") == "export" and (stage.path / "tokenizer").is_dir():
         found = parts.of_export(stage.path)
     else:
         return
