@@ -27,21 +27,10 @@ def run(
         raise LspError(f"{given[0]} is no run, and holds no manifest.json.", hint="Name a run first, then folders.")
     target = out or runs[0].resolve().with_name(f"{runs[0].resolve().name}.html")
     refuse(target)
+    first = {"command": "report", "run": str(runs[0]), "out": str(target), "status": "complete"}
     stages = lineage.traced(runs, [path for path in given if path not in runs])
-    names = lineage.names(stages)
-    result: dict[str, Any] = {"command": "report", "run": str(runs[0]), "out": str(target), "status": "complete"}
-    result["name"] = names[lineage.opened(runs[0]).identity]
-    result["stages"] = rows = [_row(stage, names) for stage in stages]
-    _timed(rows)
-    result["in_all"] = report.in_all(rows)
-    result["gates"] = report.gates(next(row for row in rows if row["name"] == result["name"]), limits)
-    progress.say(f"{len(rows)} stages: {', '.join(row['name'] for row in rows)}")
-    result["parts"] = [part for stage in stages for part in _parts(stage, names[stage.identity])]
-    result["curves"] = [curve._asdict() | {"metric": m} for stage in stages for m, curve in _curves(stage, names)]
-    result["flips"] = [row for stage in stages for row in _flips(stage, names[stage.identity])]
-    result["search"] = [row for stage in stages for row in _tried(stage, names[stage.identity])]
-    result["again"] = list(dict.fromkeys(line for stage in stages for line in lineage.again(stage, names)))
-    for row in rows:
+    result = first | gathered(stages, lineage.opened(runs[0]).identity, limits)
+    for row in result["stages"]:
         for parent in row["missing"]:
             progress.warn(f"a parent of {row['name']} was not found ({parent[:12]}): name the folder that holds it")
     body = page.page(report.TITLE, report.body(result))
@@ -51,6 +40,24 @@ def run(
         raise LspError(f"{target} is there already.", hint="Give another --out, or add --overwrite.")
     directory.write_atomically(target, body)
     return result
+
+
+def gathered(stages: Sequence[Stage], given: str, limits: report.Limits) -> dict[str, Any]:
+    """What the page tells of the stages; the limits are for the one that is `given` by its hash."""
+    names = lineage.names(stages)
+    rows = [_row(stage, names) for stage in stages]
+    _timed(rows)
+    return {
+        "name": names[given],
+        "gates": report.gates(next(row for row in rows if row["identity"] == given), limits),
+        "stages": rows,
+        "in_all": report.in_all(rows),
+        "parts": [part for stage in stages for part in _parts(stage, names[stage.identity])],
+        "curves": [curve for stage in stages for curve in _curves(stage, names[stage.identity])],
+        "flips": [row for stage in stages for row in _flips(stage, names[stage.identity])],
+        "search": [row for stage in stages for row in _tried(stage, names[stage.identity])],
+        "again": list(dict.fromkeys(line for stage in stages for line in lineage.again(stage, names))),
+    }
 
 
 def refuse(target: Path) -> None:
@@ -65,10 +72,10 @@ def refuse(target: Path) -> None:
 
 def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
     """A stage in one line: what it is, how large, how good, and what it lost and gained beside its parent."""
-    found, result, model = stage.manifest, stage.result, stage.manifest.get("model", {})
+    found, result = stage.manifest, stage.result
     before, after = result.get("before", {}), result.get("after", {})
     paired = result.get("paired", {})
-    metric = paired.get("metric") or (FIRST[model["problem"]] if model and found.get("labels") else "loss")
+    metric = paired.get("metric") or _main(stage)
     value = found.get("metrics", {}).get(metric)
     lost = paired.get("points")
     if lost is None and value is not None and metric in before.get("metrics", {}) and metric != "loss":
@@ -122,16 +129,21 @@ def _parts(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
     yield from ({"name": name} | part._asdict() for part in found)
 
 
-def _curves(stage: Stage, names: dict[str, str]) -> Iterator[tuple[str, curves.Curve]]:
+def _main(stage: Stage) -> str:
+    """The metric that counts: of a classifier that of its problem, of an encoder its loss."""
+    model = stage.manifest.get("model", {})
+    return FIRST[model["problem"]] if model.get("head") == "classes" else "loss"
+
+
+def _curves(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
     """Loss, and what two evaluations or more found, of a stage that trained. What is never finite is left out."""
     if not stage.file("metrics.jsonl"):
         return
-    main = [f"dev_{FIRST[stage.manifest['model']['problem']]}"] if stage.manifest.get("labels") else []
-    for metric in ("loss", *main):
+    for metric in dict.fromkeys(("loss", f"dev_{_main(stage)}")):
         with suppress(LspError):
-            curve = curves.curve(stage.path, names[stage.identity], metric, "step")
-            if metric == "loss" or len(curve.held_out) > 1:
-                yield metric, curve
+            curve = curves.curve(stage.path, name, metric, "step")
+            if metric == "loss" or (metric != "dev_loss" and len(curve.held_out) > 1):
+                yield {"metric": metric} | curve._asdict()
 
 
 def _flips(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
