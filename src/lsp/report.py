@@ -51,12 +51,17 @@ def gates(row: Row, limits: Limits) -> list[Row]:
 
 
 def in_all(rows: Sequence[Row]) -> list[Row]:
-    """What the stages did together: each classifier beside the first. Points only where both were measured on the same
-    file, and without an interval, since their answers were not compared row by row."""
-    models = [row for row in rows if row["metric"] not in (None, "loss") and row["bytes"]]
+    """What the stages did together: each classifier beside the first of those it came from. Points only where both were
+    measured on the same file, and without an interval, since their answers were not compared row by row."""
+    models = {row["name"]: row for row in rows if row["metric"] not in (None, "loss") and row["bytes"]}
     found = []
-    for row in models[1:]:
-        first, dev = models[0], row["inputs"].get("dev")
+    for row in models.values():
+        first = row
+        while parents := [models[name] for name in first["parents"] if name in models]:
+            first = parents[0]
+        if first is row:
+            continue
+        dev = row["inputs"].get("dev")
         same = dev and dev == first["inputs"].get("dev") and row["metric"] == first["metric"]
         points = 100 * (first["value"] - row["value"]) if same else None
         share = row["bytes"] / first["bytes"]
@@ -100,8 +105,8 @@ def _headline(row: Row) -> Row:
         "parameters": _or_blank(row["parameters"], number),
         "size": _or_blank(row["bytes"], size),
         "metric": None if row["value"] is None else f"{row['metric']}\u00a0{row['value']:.4g}",
-        "points lost": _or_blank(row["points_lost"], "{:.2f}".format),
-        "95 % interval": interval and f"{interval[0]:.2f} … {interval[1]:.2f}",
+        "points lost": _or_blank(row["points_lost"], _points),
+        "95 % interval": interval and " … ".join(map(_points, interval)),
         "p": _or_blank(row["p"], "{:.2g}".format),
         "examples/s": _or_blank(row["examples_per_second"], "{:,.0f}".format),
         "times as fast": _or_blank(row["speedup"], "{:.2f}".format),
@@ -166,7 +171,7 @@ def _search(tried: Sequence[Row]) -> Iterator[str]:
         told = [
             {
                 "model": _called(row),
-                "points lost": f"{row['points_lost']:.2f}",
+                "points lost": _points(row["points_lost"]),
                 "times as fast": f"{row['speedup']:.2f}",
                 "size": size(row["bytes"]),
                 "meets the goal": "yes" if row["meets"] else "no",
@@ -226,6 +231,10 @@ def summary(result: Row) -> Row:
     """For a person at a terminal: where the page is, and the table at its top."""
     rows = [{key: value for key, value in _headline(row).items() if key != "p"} for row in result["stages"]]
     return {"out": result["out"], "status": result["status"], "stages": rows, "gates": result["gates"]}
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.2f}"  # and no -0.00
 
 
 def _or_blank(value: Any, write: Any) -> str | None:

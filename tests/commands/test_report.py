@@ -345,6 +345,20 @@ def test_a_drop_beyond_noise_misses_its_gate() -> None:
         report.gates(row, report.Limits(speedup=2.0))
 
 
+def test_what_was_lost_in_all_is_beside_the_first_classifier_of_the_same_line() -> None:
+    def row(name: str, parent: str, value: float, size: int, dev: str = "d") -> dict[str, Any]:
+        named = {"name": name, "parents": [parent], "metric": "loss" if name == "encoder" else "accuracy"}
+        return named | {"value": value, "bytes": size, "inputs": {"dev": dev}}
+
+    rows = [row("encoder", "", 3.0, 100), row("a", "encoder", 0.9, 100), row("b", "encoder", 0.5, 50)]
+    rows += [row("a1", "a", 0.88, 40), row("a2", "a1", 0.85, 10), row("b1", "b", 0.7, 25, dev="other")]
+    assert report.in_all(rows) == [
+        {"name": "a1", "from": "a", "share_of_bytes": 0.4, "points_lost": pytest.approx(2)},
+        {"name": "a2", "from": "a", "share_of_bytes": 0.1, "points_lost": pytest.approx(5)},
+        {"name": "b1", "from": "b", "share_of_bytes": 0.5, "points_lost": None},
+    ]
+
+
 def test_mistakes_are_answered(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails(capsys, str(runs / "int9"))[0] == Exit.ARTIFACT
     code, said = fails(capsys, str(runs))
