@@ -52,7 +52,7 @@ def scatter(dots: Sequence[Dot], title: str, axes: tuple[str, str]) -> str:
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
     pieces.append(f'<polyline points="{places}" fill="none" stroke="{COLOURS[0]}" stroke-dasharray="4 3"/>')
     for dot in sorted(dots, key=lambda dot: -dot.area):  # the small ones in front
-        place, radius = frame.place((dot.x, dot.y)), 4 + 14 * math.sqrt(dot.area)
+        place, radius = frame.place((dot.x, dot.y)), max(3.0, 18 * math.sqrt(dot.area))
         colour = COLOURS[0] if dot.best else "#999"
         pieces.append(_circle(place, radius, colour, f"{dot.name}: {dot.more}", hollow=not dot.best))
         anchor, away = ("end", -1) if place[0] > 0.6 * WIDTH else ("start", 1)
