@@ -194,7 +194,8 @@ class _Trial:
 
     def examples(self, model: checkpoint.Checkpoint, most: int | None) -> Examples:
         """The dev file as the model reads it, or that much of it that speed is measured on."""
-        how = labelled.Reading(model.tokenizer, self.recipe.data.sequence_length, model.config.problem)
+        length = min(self.recipe.data.sequence_length, model.config.max_length)
+        how = labelled.Reading(model.tokenizer, length, model.config.problem)
         if most is None:
             return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
         return how.examples(self.table)

@@ -42,7 +42,8 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         base = checkpoint.open(start).expect("classes")
         if base.config.preset == "bilstm":
             raise LspError("An LSTM has no heads and units to remove.", hint="Distil it to a narrower one.")
-        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
+        length = min(recipe.data.sequence_length, base.config.max_length)
+        how = labelled.Reading(base.tokenizer, length, base.config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
         whole = dataclasses.replace(base.config, dropout=recipe.head.dropout), dequantize(base.params)
         form = quantize if present(base.params) else _unchanged
