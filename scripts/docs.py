@@ -15,7 +15,7 @@ COMMANDS = (
     "demo", "prepare", "data", "data peek", "pretrain", "import", "finetune",
     "compress", "compress quantize", "compress prune", "compress distill", "compress search",
     "evaluate", "predict", "explain", "export",
-    "inspect", "plan", "plot", "bench", "verify", "verify resume", "replay", "doctor",
+    "inspect", "plan", "plot", "report", "bench", "verify", "verify resume", "replay", "doctor",
 )  # fmt: skip
 CLI = """# The command line
 

@@ -59,6 +59,7 @@ OPTIONS = {
         *["--devices", "--accelerator", "--topology", "--mfu", "--price", "--tokens", "--set", *JSON],
     ],
     "plot": ["--metric", "--x", "--log", "--smooth", "--out", "--json"],
+    "report": ["--out", "--max-drop", "--min-speedup", "--max-size", "--overwrite", *JSON],
     "bench": [
         *["--against", "--data", "--text-column", "--length", "--batch", "--rounds", "--seconds", "--threads"],
         *["--plot", *JSON],

@@ -194,6 +194,7 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
         assert 0.5 < made["after"]["vocabulary"]["covered"] < 1
     else:
         assert made["after"]["metrics"] == made["before"]["metrics"]
+        assert sum(made["paired"]["flips"].values()) == 0
         assert made["after"]["vocabulary"]["covered"] > 0.99
 
 
@@ -219,6 +220,9 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     made = search.run(road / "classifier", tmp_path / "best", asked, files, Goal(5.0, 2.5), AGAIN)
     assert made["after"]["speedup"] >= 2.5 and made["after"]["drop"] <= 5
     assert made["bytes"] < made["before"]["bytes"]
+    assert made["paired"]["points"] == pytest.approx(made["after"]["drop"])
+    tried = json.loads((tmp_path / "best" / "pareto.json").read_text())
+    assert len(tried) == made["tried"] and [row["taken"] for row in tried].count(True) == 1
     assert all(Path(row["run"]).is_dir() for row in made["front"])
     again = recipe.load(recipe.Search, tmp_path / "best" / "chain.toml", [])
     assert again.chain.depth and again.chain.shape
@@ -274,6 +278,24 @@ def test_evaluate_gates_and_predict_agree(road: Path):
     with pytest.raises(LspError, match="no such metric") as caught:
         evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["acuracy=0.5"], QUIET)
     assert "'accuracy'" in caught.value.message
+
+
+def test_every_stage_says_which_labels_flipped(road: Path) -> None:
+    def answers(stage: str) -> list[str]:
+        output = io.StringIO()
+        predict.run(road / stage, str(road / "dev.tsv"), AUTO, predict.Output(output, True), QUIET)
+        return [json.loads(line)["label"] for line in output.getvalue().splitlines()]
+
+    for child, parent in (("student", "classifier"), ("pruned", "student"), ("int8", "pruned")):
+        found, pairs = result(road / child), zip(answers(parent), answers(child), strict=True)
+        rows = [json.loads(line) for line in (road / child / "flips.jsonl").read_text().splitlines()]
+        expected = {row: pair for row, pair in enumerate(pairs, 1) if pair[0] != pair[1]}
+        assert {row["row"]: (row["before"], row["after"]) for row in rows} == expected, child
+        paired, flips = found["paired"], found["paired"]["flips"]
+        before, after = (found[when]["metrics"]["accuracy"] for when in ("before", "after"))
+        assert paired["points"] == pytest.approx(100 * (before - after))
+        assert flips["right_to_wrong"] - flips["wrong_to_right"] == pytest.approx(paired["points"]), "of 100"
+        assert sum(flips.values()) == len(rows) and paired["examples"] == 100
 
 
 @pytest.mark.parametrize("stage", ["classifier", "int8"])

@@ -184,3 +184,12 @@ def parse_duration(text: str) -> float:
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])*|\d+", text.strip()):
         raise LspError(f"--budget {text} is not a length of time.", hint="Write it as in --budget 30m, 90s or 1h30m.")
     return sum(float(count) * units[unit] for count, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms]?)", text))
+
+
+def parse_size(text: str) -> float:
+    """Bytes in `800kB`, `20MB`, `1.5GB` or `20000000`; 0 for an empty text. Raises LspError."""
+    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if text and (found is None or found[2] not in units):
+        raise LspError(f"--max-size {text} is not a size.", hint="Write it as in --max-size 20MB.")
+    return float(found[1]) * units[found[2]] if found else 0.0

@@ -66,14 +66,14 @@ def test_the_planted_part_is_most_harmful_and_stays_float(draw: Draw, invent: In
         return sensitivity.within(classifier, params, small, some, before, ranked, most)
 
     loose, tight, free = within(100.0), within(rows[0]["drop"] / 2), within(None)
-    assert loose.kept == free.kept == [] and free.drop["points"] == loose.drop["points"] > rows[0]["drop"] / 2
-    assert tight.kept[0] == BAD and tight.drop["points"] <= rows[0]["drop"] / 2
+    assert loose.kept == free.kept == [] and free.points == loose.points > rows[0]["drop"] / 2
+    assert tight.kept[0] == BAD and tight.points <= rows[0]["drop"] / 2
     block = tight.params["layers"][1]["feedforward"]
     assert block["up"]["kernel"] is params["layers"][1]["feedforward"]["up"]["kernel"]
     assert isinstance(tight.params["layers"][0]["attention"]["qkv"]["kernel"], Int8)
     assert tight.scores.metrics["accuracy"] > loose.scores.metrics["accuracy"]
     impossible = within(-1e-9)  # nothing is better than all right
-    assert impossible.kept == [] and impossible.drop["points"] > 0
+    assert impossible.kept == [] and impossible.points > 0
 
 
 def test_parts_that_are_quantised_already_are_not_judged(draw: Draw) -> None:
@@ -111,9 +111,9 @@ def quantized(run: Path, out: Path, *words: str) -> tuple[int, dict]:
 def test_a_drop_that_may_not_be_keeps_the_part_float_on_disk(run: Path, tmp_path: Path) -> None:
     free, loose = quantized(run, tmp_path / "free", "--set", "quantize.sensitivity=true")
     assert free == Exit.DONE and loose["gates"] == [] and loose["kept_float"] == []
-    drop, rows = loose["after"]["drop"], loose["sensitivity"]
+    drop, rows = loose["paired"], loose["sensitivity"]
     assert drop["points"] > 3 and drop["interval"][0] < drop["points"] < drop["interval"][1] and drop["p"] < 0.05
-    assert drop["other_answers"] == round(drop["points"]), "100 examples, all right before"
+    assert drop["flips"]["right_to_wrong"] == round(drop["points"]), "100 examples, all right before"
     assert rows[0]["part"] == BAD and "layers.1.feedforward.down.kernel" in {row["kernel"] for row in loose["outliers"]}
     code, made = quantized(run, tmp_path / "held", "--max-drop", str(drop["points"] - 1))
     assert code == Exit.DONE and made["gates"][0]["passed"] and made["kept_float"][0] == BAD
@@ -127,7 +127,7 @@ def test_a_budget_that_nothing_meets_is_exit_1_each_time(run: Path, tmp_path: Pa
         code, made = quantized(run, tmp_path / "out", "--max-drop", "0")
         assert code == Exit.NO and made["gates"][0]["passed"] is False, status
         assert min(row["drop"] for row in made["sensitivity"]) > 0, "each part alone costs answers"
-    assert made["kept_float"] == [] and made["gates"][0]["value"] == made["after"]["drop"]["points"] > 0
+    assert made["kept_float"] == [] and made["gates"][0]["value"] == made["paired"]["points"] > 0
     opened = checkpoint.open(tmp_path / "out")
     assert present(opened.params["layers"][1]["feedforward"]), "all quantised: a copy of the model would be no answer"
     assert opened.manifest["compression"] == [{"stage": "quantize", "bits": 8}]

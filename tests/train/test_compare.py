@@ -64,29 +64,6 @@ def test_goodness_of_each_problem() -> None:
     assert compare.goodness("regression", logits[:, :1], np.array([1.5, 3.0, 0.0])).tolist() == [-0.25, 0, -1]
 
 
-def test_the_drop_between_two_models_has_a_paired_interval() -> None:
-    """Of answers that are right or wrong, by drawing examples again; of numbers and marks likewise."""
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 3, 400)
-    before = np.eye(3)[np.where(random.random(400) < 0.9, labels, (labels + 1) % 3)].astype(np.float32)
-    after = np.where(random.random(400)[:, None] < 0.1, np.roll(before, 1, 1), before)
-    found = compare.paired("single_label", before, after, labels)
-    right = [(each.argmax(1) == labels).astype(float) for each in (before, after)]
-    draws = [random.integers(0, 400, 400) for _ in range(4000)]
-    slow = np.quantile([100 * (right[0][rows] - right[1][rows]).mean() for rows in draws], [0.025, 0.975])
-    assert found["points"] == pytest.approx(100 * (right[0].mean() - right[1].mean())) and found["metric"] == "accuracy"
-    np.testing.assert_allclose(found["interval"], slow, atol=0.6)
-    assert found["other_answers"] == (before.argmax(1) != after.argmax(1)).sum() and found["p"] < 0.01
-    same = compare.paired("single_label", before, before, labels)
-    assert (same["points"], same["interval"], same["p"], same["other_answers"]) == (0.0, [0.0, 0.0], 1.0, 0)
-    numbers = random.normal(size=200)
-    close, far = (numbers[:, None] + random.normal(size=(200, 1)) * noise for noise in (0.1, 1.0))
-    found = compare.paired("regression", close, far, numbers)
-    pearson = [stats.pearsonr(each[:, 0], numbers).statistic for each in (close, far)]
-    assert found["points"] == pytest.approx(100 * (pearson[0] - pearson[1]))
-    assert 0 < found["interval"][0] < found["points"] < found["interval"][1]
-
-
 def test_a_gain_is_of_the_same_examples() -> None:
     labels = np.array([0, 1, 1, 0, 1, 1, 0, 0])
     right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]

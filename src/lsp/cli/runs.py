@@ -19,6 +19,7 @@ from lsp.arguments import (
     TokenizerOpt,
     need,
     need_package,
+    parse_size,
 )
 from lsp.cli.app import app, need_text, report
 
@@ -110,6 +111,47 @@ def plot(
         return report(made, as_json)
     console.to_stdout("\n".join(lines))
     return Exit.DONE
+
+
+@app.command("report", short_help="One page: from text to the run, with all that was measured.")
+def report_page(
+    *,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Runs, and folders to look for their parents in.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="The page; RUN.html beside the first run if left out.")
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", metavar="POINTS", help="Exit 1 where more is lost beside the parent, beyond noise."),
+    ] = None,
+    min_speedup: Annotated[
+        float | None, typer.Option("--min-speedup", metavar="N", help="Exit 1 where it is not as many times as fast.")
+    ] = None,
+    max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Exit 1 where larger, as in 20MB.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page of an earlier call.")] = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp report runs/sst2-int8
+
+    One HTML file to read, print or send: the run and all it was made from, what
+    each stage lost and gained, curves, bytes, labels that flipped, what a search
+    tried, and the commands that make it again. Parents are looked for beside the
+    runs and in the folders given. A file that is there already is kept. The gates
+    are for the first run.
+    """
+    size = parse_size(max_size)
+    need(*runs)
+    if out is not None:
+        need(out.parent, code=Exit.USAGE)
+    from lsp.commands import report as verb
+    from lsp.report import Limits, summary
+
+    limits = Limits(max_drop, min_speedup, size or None)
+    made = verb.run(runs, out, limits, overwrite, console.Progress(quiet))
+    report(made if as_json else summary(made), as_json)
+    return Exit.DONE if all(gate["passed"] for gate in made["gates"]) else Exit.NO
 
 
 @app.command(short_help="Latency and throughput on this machine, and what takes the bytes.")

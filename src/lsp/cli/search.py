@@ -1,11 +1,10 @@
 """The chain of compress stages for a goal."""
 
-import re
 from typing import Annotated
 
 import typer
 
-from lsp import Exit, LspError, recipe
+from lsp import Exit, recipe
 from lsp.arguments import (
     DevOpt,
     FromOpt,
@@ -20,6 +19,7 @@ from lsp.arguments import (
     TrainOpt,
     apart,
     need,
+    parse_size,
 )
 from lsp.cli.app import compress, report
 from lsp.cli.labels import training
@@ -68,12 +68,3 @@ def search(
 
     files, goal = Files(train, dev, (tuple(text_column), label_column)), Goal(max_drop, min_speedup, size)
     return report(verb.run(begin, out, plan, files, goal, options), as_json)
-
-
-def parse_size(text: str) -> float:
-    """Bytes in `800kB`, `20MB`, `1.5GB` or `20000000`; 0 for an empty text. Raises LspError."""
-    units = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if text and (found is None or found[2] not in units):
-        raise LspError(f"--max-size {text} is not a size.", hint="Write it as in --max-size 20MB.")
-    return float(found[1]) * units[found[2]] if found else 0.0

@@ -8,7 +8,7 @@ import jax
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import augment, distill, inside
+from lsp.compress import augment, distill, inside, measure
 from lsp.compress.quantize import dequantize
 from lsp.compress.teacher import answers
 from lsp.data.examples import Examples
@@ -54,7 +54,7 @@ def run(
         length = min(recipe.data.sequence_length, *(each.max_length for each in readers))
         how = labelled.Reading(teacher.tokenizer, length, problem)
         sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
-        before = teacher.size() | Classifier(teacher.config).score(teacher.params, sets.dev).summary()
+        first = Classifier(teacher.config).score(teacher.params, sets.dev)
         params = initialise(config, recipe.train.seed)
         if recipe.distill.start == "teacher":
             params, copied = distill.student(params, teacher.params, (config, teacher.config))
@@ -65,12 +65,13 @@ def run(
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         student = plan.objective.whole(fitted.params, None)
-        scores, made = Classifier(config).score(student, sets.dev), fitted.summary()
-        after = scores.summary()
+        last, made = Classifier(config).score(student, sets.dev), fitted.summary()
+        before, after = teacher.size() | first.summary(), last.summary()
+        beside = measure.beside(held.path, teacher, sets.dev, first, last)
         if recipe.distill.compare:
             alone = replace(recipe, train=plan.train)  # as many steps, of texts that have labels
             plain = labelled.plan(config, params, Objective(LABELS[problem]), sets, alone, Clock(options.budget))
-            made["plain"] = _compared(scores, plain, sets.dev, held.path / "train" / "plain", progress)
+            made["plain"] = _compared(last, plain, sets.dev, held.path / "train" / "plain", progress)
         return checkpoint.finish(
             held,
             checkpoint.Model(config, student, teacher.tokenizer, teacher.labels),
@@ -79,7 +80,7 @@ def run(
             metrics=after["metrics"],
             compression=[*teacher.manifest["compression"], {"stage": "distill"}],
             parents=[inputs[name] for name in ("from", "augmenter") if name in inputs],
-            result=made | {"before": before, "after": after},
+            result=made | {"before": before, "after": after, "paired": beside},
         )
 
 

@@ -1,6 +1,5 @@
 """`lsp explain`: which words drove each answer, in the terminal and as a page."""
 
-import html
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from lsp import LspError, checkpoint, console, directory, nearest
+from lsp import page as pages
 from lsp.compress.quantize import dequantize
 from lsp.data import tasks
 from lsp.data.examples import Examples
@@ -17,16 +17,11 @@ from lsp.train.attribution import CLOSE, Explainer, by_word
 from lsp.train.evaluate import Classifier
 
 MOST = 100  # texts
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>lsp explain</title>
-<style>body{{font:16px/1.6 system-ui,sans-serif;max-width:50em;margin:2em auto;padding:0 1em}}
-p{{border-top:1px solid #ccc;padding-top:.6em}}b{{font-weight:600}}small{{color:#666}}
-span{{border-radius:.2em;padding:.1em .15em}}</style>
-<p><b>{title}</b><br><small>Integrated gradients from a text of [MASK]s. Green speaks for the label, red against it.
-The numbers are log odds (of a regression, the value), and what the weights miss of their difference.</small></p>
-{rows}
-</html>
-"""
+TITLE = "lsp explain"
+STYLE = "p{border-top:1px solid #ccc;padding-top:.6em}span{border-radius:.2em;padding:.1em .15em}"
+HEAD = """<p><b>{title}</b><br/><small>Integrated gradients from a text of [MASK]s. Green speaks for the label, red
+against it. The numbers are log odds (of a regression, the value), and what the weights miss of their
+difference.</small></p>"""
 
 
 def run(
@@ -40,16 +35,12 @@ def run(
     if label and label not in base.labels:
         hint = f"The labels are: {', '.join(base.labels)}."
         raise LspError(f"--label {label}: no such label.{nearest(label, base.labels)}", hint=hint)
-    if (
-        page is not None
-        and page.exists()
-        and "<title>lsp explain</title>" not in page.read_text(errors="replace")[:200]
-    ):
+    if page is not None and page.exists() and not pages.ours(page, TITLE):
         raise LspError(f"--html {page} is there already, and something else.", hint="Give another name.")
     rows = list(_rows(base, source, columns, label, progress))
     if page is not None:
-        body = "\n".join(map(_paragraph, rows))
-        directory.write_atomically(page, PAGE.format(title=html.escape(str(start)), rows=body))
+        body = [HEAD.format(title=pages.text(start)), *map(_paragraph, rows)]
+        directory.write_atomically(page, pages.page(TITLE, body, STYLE))
     loose = sum(abs(row["gap"]) > CLOSE * abs(row["value"] - row["baseline"]) for row in rows)
     if loose:
         progress.warn(f"of {loose} texts the weights miss more than {CLOSE:.0%} of what they should add up to")
@@ -125,7 +116,7 @@ def _paragraph(row: dict[str, Any]) -> str:
         share = word["weight"] / largest
         tint = f"rgba({'0,160,60' if share > 0 else '210,40,40'},{abs(share) * 0.75:.2f})"
         title = f"{word['weight']:+.3f}"
-        words.append(f'<span style="background:{tint}" title="{title}">{html.escape(word["word"])}</span>')
+        words.append(f'<span style="background:{tint}" title="{title}">{pages.text(word["word"])}</span>')
     sure = f" {row['probability']:.3f}" if "probability" in row else ""
-    answer = f"<b>{html.escape(str(row['label']))}{sure}</b>"
-    return f"<p>{answer}<br>{' '.join(words)}<br><small>{html.escape(_sum(row))}</small></p>"
+    answer = f"<b>{pages.text(row['label'])}{sure}</b>"
+    return f"<p>{answer}<br/>{' '.join(words)}<br/><small>{pages.text(_sum(row))}</small></p>"

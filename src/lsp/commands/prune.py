@@ -6,7 +6,7 @@ from typing import Any
 
 from lsp import checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import prune
+from lsp.compress import measure, prune
 from lsp.compress.quantize import dequantize, quantize
 from lsp.compress.recover import Recovery
 from lsp.compress.teacher import answers
@@ -35,15 +35,18 @@ def run(
             return held.result()
         base = checkpoint.open(start).expect("classes")
         config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
-        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, config.problem)
+        length = min(recipe.data.sequence_length, config.max_length)
+        how = labelled.Reading(base.tokenizer, length, config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
         classifier = Classifier(config)
-        before = base.size() | classifier.score(base.params, sets.dev).summary()
+        first = classifier.score(base.params, sets.dev)
         sets.train.wanted = answers(base, sets.train, progress)
         recovery = Recovery(sets, recipe, held.path, clock, options)
         fitted = recovery.fit(config, dequantize(base.params), prune.gradual(recipe.prune, recovery.steps))
         params = quantize(fitted.params) if present(base.params) else fitted.params
-        after = classifier.score(params, sets.dev).summary() | prune.footprint(params)
+        last = classifier.score(params, sets.dev)
+        before, after = base.size() | first.summary(), last.summary() | prune.footprint(params)
+        beside = measure.beside(held.path, base, sets.dev, first, last)
         return checkpoint.finish(
             held,
             checkpoint.Model(config, params, base.tokenizer, base.labels),
@@ -52,5 +55,5 @@ def run(
             metrics=after["metrics"],
             compression=[*base.manifest["compression"], {"stage": "prune", "sparsity": after["sparsity"]}],
             parents=[inputs["from"]],
-            result=fitted.summary() | {"before": before, "after": after},
+            result=fitted.summary() | {"before": before, "after": after, "paired": beside},
         )

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from lsp import checkpoint, console, directory
 from lsp import recipe as recipes
-from lsp.compress import calibrate, calibrated, sensitivity, trained
+from lsp.compress import calibrate, calibrated, measure, sensitivity, trained
 from lsp.compress.quantize import Tree, dequantize, quantize
 from lsp.compress.teacher import answers
 from lsp.data import text
 from lsp.data.examples import Examples
 from lsp.train import labelled
 from lsp.train.clock import Clock
+from lsp.train.compare import FIRST
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
 
@@ -58,8 +59,10 @@ def run(
         result: dict[str, Any] = {"before": base.size(), "after": {}, "gates": []}
         if dev is not None:
             examples = labelled.read(dev, columns, base.labels, reading(base))
-            params, measured = judged(base, made, examples, recipe.quantize, progress)
-            result = measured | {"before": base.size() | measured["before"]}
+            found, measured = judged(base, made, examples, recipe.quantize, progress)
+            params, first, last = found.params, found.before, found.after
+            result = measured | {"before": base.size() | first.summary(), "after": last.summary()}
+            result["paired"] = measure.beside(held.path, base, examples, first, last)
             kept = {"float": result["kept_float"]} if result["kept_float"] else {}
         return checkpoint.finish(
             held,
@@ -117,9 +120,9 @@ def learnt(
 
 def judged(
     base: checkpoint.Checkpoint, made: Made, examples: Examples, recipe: recipes.Quantization, progress: Any
-) -> tuple[Tree, dict[str, Any]]:
+) -> tuple[sensitivity.Within, dict[str, Any]]:
     """The quantised model that keeps its drop within `max_drop` percent points (any, if negative), and the result's
-    account of it: before, after, and where it is asked for, or needed, parts and outlier channels."""
+    account of it, with parts and outlier channels where they are asked for, or needed."""
     classifier, most = Classifier(base.config), recipe.max_drop
     rows: list[dict[str, Any]] = []
     account: dict[str, Any] = {}
@@ -144,11 +147,6 @@ def judged(
         progress.say(f"float as before: {', '.join(found.kept)}")
     gates = []
     if most >= 0:
-        points = found.drop["points"]
-        gates = [{"metric": found.drop["metric"], "max_drop": most, "value": points, "passed": points <= most}]
-    return found.params, account | {
-        "before": before.summary(),
-        "after": found.scores.summary() | {"drop": found.drop},
-        "kept_float": found.kept,
-        "gates": gates,
-    }
+        metric, passed = FIRST[classifier.problem], found.points <= most
+        gates = [{"metric": metric, "max_drop": most, "value": found.points, "passed": passed}]
+    return found, account | {"kept_float": found.kept, "gates": gates}

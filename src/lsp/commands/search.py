@@ -10,13 +10,13 @@ from typing import Any
 from lsp import Exit, LspError, checkpoint, console, directory
 from lsp import recipe as recipes
 from lsp.commands import quantize, shrink, vocabulary
-from lsp.compress import search
+from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.deploy import bench
 from lsp.train import labelled
-from lsp.train.evaluate import Classifier
+from lsp.train.evaluate import Classifier, Scores
 from lsp.train.options import Options
 
 CANDIDATES = "candidates"  # each stage of each chain, a run
@@ -43,8 +43,9 @@ def run(
         trial = _Trial(base, out / CANDIDATES, recipe, files, options)
         tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal, options))
         taken = search.best(tried, goal)
-        table = [_row(one, goal) for one in search.front(tried)]
-        directory.write_atomically(out / "pareto.json", json.dumps(table, indent=1) + "\n")
+        front = search.front(tried)
+        every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
+        directory.write_atomically(out / "pareto.json", json.dumps(every, indent=1) + "\n")
         if goal.missed(taken):
             raise LspError(
                 f"None of {len(tried)} models meets the goal; the closest loses {taken.drop:.2f} points, is "
@@ -54,7 +55,8 @@ def run(
             )
         model = checkpoint.open(Path(taken.run))
         directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
-        before, after = trial.before(), json.loads((Path(taken.run) / "result.json").read_text())
+        first, last = trial.before(), trial.scored(model)
+        beside = measure.beside(held.path, base, trial.examples(base, None), first, last)
         return checkpoint.finish(
             held,
             checkpoint.Model(model.config, model.params, model.tokenizer, model.labels),
@@ -64,10 +66,11 @@ def run(
             compression=model.manifest["compression"],
             parents=[inputs["from"]],
             result={
-                "before": before,
-                "after": {"metrics": after["metrics"], "speedup": taken.speedup, "drop": taken.drop},
+                "before": base.size() | first.summary(),
+                "after": last.summary() | {"speedup": taken.speedup, "drop": taken.drop},
+                "paired": beside,
                 "tried": len(tried),
-                "front": table,
+                "front": [_row(one, goal) for one in front],
             },
         )
 
@@ -117,18 +120,20 @@ class _Trial:
         table = labelled.read_table(files.dev, files.columns, base.labels, how)
         self.table = tasks.Table(table.texts[:MOST], table.labels[:MOST], table.names)
         self.whole = bench.of_run(base, "whole")
-        self.scores: dict[str, Any] = {}
+        self.scores: Scores | None = None
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether the time is up, or will be in so many seconds."""
         return time.monotonic() + seconds > self.ends
 
-    def before(self) -> dict[str, Any]:
-        """Size and metrics of what all begin with."""
-        if not self.scores:
-            examples = self._examples(self.base, None)
-            self.scores = self.base.size() | Classifier(self.base.config).score(self.base.params, examples).summary()
+    def before(self) -> Scores:
+        """What all begin with, measured once."""
+        self.scores = self.scores or self.scored(self.base)
         return self.scores
+
+    def scored(self, model: checkpoint.Checkpoint) -> Scores:
+        """A model on the dev file."""
+        return Classifier(model.config).score(model.params, self.examples(model, None))
 
     def given(self) -> Tried:
         """The chain that the recipe spells out."""
@@ -144,7 +149,7 @@ class _Trial:
         if shape is not None:
             chain = self.recipe.chain
             asked = recipes.Pruning(
-                what="structure", depth=shape.depth, speedup=max(1.0, shape.speedup), shape=chain.shape
+                what="structure", depth=shape.depth, speedup=max(1.0, shape.speedup), shape=shape.spelt or chain.shape
             )
             name = f"{shape.depth}-layers-{shape.speedup:g}x" + ("-trained" if trained else "")
             run = self._pruned(shrink, run, name, asked, self.recipe.train.epochs if trained else 0.0)
@@ -174,21 +179,24 @@ class _Trial:
         found = json.loads(kept.read_text()) if kept.exists() else None
         if found is None or found["self"] != model.manifest["self"]:
             timed = [bench.of_run(model, run.name), self.whole]
-            examples = [self._examples(each, MOST) for each in (model, self.base)]
+            examples = [self.examples(each, MOST) for each in (model, self.base)]
             calls = [partial(each.many, texts) for each, texts in zip(timed, examples, strict=True)]
             timings = bench.measure(bench.Case(calls, 1, len(examples[0]), {}), LIMITS)
             speed = bench.speedups(timings.seconds_MRE, baseline=1)[0]["speedup"]
             found = {"self": model.manifest["self"], "speedup": speed}
             directory.write_atomically(kept, json.dumps(found) + "\n")
-        drop = 100 * (self._deciding(self.before()["metrics"]) - self._deciding(model.manifest["metrics"]))
+        drop = 100 * (self._deciding(self.before().metrics) - self._deciding(model.manifest["metrics"]))
+        shape = shape and dataclasses.replace(shape, spelt=_spelt(model))
         tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"])
         self.options.progress.say(
             f"{run.name}: {drop:+.2f} points lost, {tried.speedup:.2f} times as fast, {console.size(tried.bytes)}"
         )
         return tried
 
-    def _examples(self, model: checkpoint.Checkpoint, most: int | None) -> Examples:
-        how = labelled.Reading(model.tokenizer, self.recipe.data.sequence_length, model.config.problem)
+    def examples(self, model: checkpoint.Checkpoint, most: int | None) -> Examples:
+        """The dev file as the model reads it, or that much of it that speed is measured on."""
+        length = min(self.recipe.data.sequence_length, model.config.max_length)
+        how = labelled.Reading(model.tokenizer, length, model.config.problem)
         if most is None:
             return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
         return how.examples(self.table)
@@ -199,7 +207,7 @@ class _Trial:
 
 
 def _row(one: Tried, goal: Goal) -> dict[str, Any]:
-    """A line of the table of those that no other beats."""
+    """A line of a table of what was tried."""
     return {
         "run": one.run,
         "points_lost": one.drop,
@@ -209,10 +217,14 @@ def _row(one: Tried, goal: Goal) -> dict[str, Any]:
     }
 
 
+def _spelt(model: checkpoint.Checkpoint) -> str:
+    """What each layer has, as `prune.shape` says it."""
+    return " ".join(f"{layer.heads}+{layer.feedforward}" for layer in model.config.layers)
+
+
 def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -> str:
     """The recipe with the chain spelt out, down to the heads and units of each layer: nothing is measured or chosen."""
-    shape = " ".join(f"{layer.heads}+{layer.feedforward}" for layer in model.config.layers)
-    depth = len(model.config.layers)
-    chain = dataclasses.replace(recipe.chain, depth=depth, shape=shape if taken.shape else "", speedup=1.0)
+    depth, shape = len(model.config.layers), taken.shape.spelt if taken.shape else ""
+    chain = dataclasses.replace(recipe.chain, depth=depth, shape=shape, speedup=1.0)
     train = recipe.train if taken.trained else dataclasses.replace(recipe.train, epochs=0.0, steps=0)
     return recipes.dump(dataclasses.replace(recipe, chain=chain, train=train))

@@ -9,7 +9,7 @@ import numpy as np
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import latency, structure
+from lsp.compress import latency, measure, structure
 from lsp.compress.depth import with_layers
 from lsp.compress.quantize import dequantize, quantize
 from lsp.compress.recover import Recovery
@@ -42,7 +42,8 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         base = checkpoint.open(start).expect("classes")
         if base.config.preset == "bilstm":
             raise LspError("An LSTM has no heads and units to remove.", hint="Distil it to a narrower one.")
-        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
+        length = min(recipe.data.sequence_length, base.config.max_length)
+        how = labelled.Reading(base.tokenizer, length, base.config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
         whole = dataclasses.replace(base.config, dropout=recipe.head.dropout), dequantize(base.params)
         form = quantize if present(base.params) else _unchanged
@@ -59,7 +60,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         if config != shallow[0]:
             with progress.task("fitting what stays", 2 * len(config.layers)) as task:
                 params = refit(shallow, (config, params), _batches(sets.train, rows), task.update)
-        before = base.size() | Classifier(base.config).score(base.params, sets.dev).summary()
+        first = Classifier(base.config).score(base.params, sets.dev)
         classifier = Classifier(config)
         made: dict[str, Any] = {"step": 0, "untrained": classifier.score(form(params), sets.dev).metrics}
         recovery = Recovery(sets, recipe, held.path, clock, options)
@@ -68,7 +69,9 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             fitted = recovery.fit(config, params)
             params, made = fitted.params, made | fitted.summary()
         params = form(params)
-        after = classifier.score(params, sets.dev).summary()
+        last = classifier.score(params, sets.dev)
+        before, after = base.size() | first.summary(), last.summary()
+        beside = measure.beside(held.path, base, sets.dev, first, last)
         taken = latency.seconds({"before": (base.config, base.params), "after": (config, params)}, batch)
         after["speedup"] = taken["before"] / taken["after"]
         return checkpoint.finish(
@@ -79,7 +82,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             metrics=after["metrics"],
             compression=[*base.manifest["compression"], {"stage": "prune", "speedup": after["speedup"]}],
             parents=[inputs["from"]],
-            result=made | {"metrics": after["metrics"], "before": before, "after": after},
+            result=made | {"metrics": after["metrics"], "before": before, "after": after, "paired": beside},
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lsp import checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import vocabulary
+from lsp.compress import measure, vocabulary
 from lsp.compress.quantize import dequantize, quantize
 from lsp.compress.recover import Recovery
 from lsp.compress.teacher import answers
@@ -29,7 +29,8 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             return held.result()
         base = checkpoint.open(start).expect("classes")
         files = files._replace(names=base.labels)
-        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
+        length = min(recipe.data.sequence_length, base.config.max_length)
+        how = labelled.Reading(base.tokenizer, length, base.config.problem)
         sets = labelled.read_sets(files, how, progress)
         config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
         counts = vocabulary.counted(sets.train, config.vocab_size)
@@ -41,7 +42,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             f"{base.tokenizer.size:,} pieces become {model.tokenizer.size:,}, and {report['covered']:.2%} of the dev "
             f"file's are among them; {report['unknown']:.2f} % are [UNK], before {report['unknown_before']:.2f} %"
         )
-        before = base.size() | Classifier(base.config).score(base.params, sets.dev).summary()
+        first = Classifier(base.config).score(base.params, sets.dev)
         made: dict[str, Any] = {"step": 0}
         recovery = Recovery(fewer, recipe, held.path, clock, options)
         if recipe.prune.pieces and recovery.steps:
@@ -49,7 +50,9 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             fitted = recovery.fit(model.config, dequantize(model.params))
             params = quantize(fitted.params) if present(base.params) else fitted.params
             model, made = model._replace(params=params), made | fitted.summary()
-        after = Classifier(model.config).score(model.params, fewer.dev).summary() | {"vocabulary": report}
+        last = Classifier(model.config).score(model.params, fewer.dev)
+        before, after = base.size() | first.summary(), last.summary() | {"vocabulary": report}
+        beside = measure.beside(held.path, base, sets.dev, first, last)
         applied = {"stage": "prune", "pieces": model.tokenizer.size}
         return checkpoint.finish(
             held,
@@ -59,5 +62,5 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             metrics=after["metrics"],
             compression=[*base.manifest["compression"], applied],
             parents=[inputs["from"]],
-            result=made | {"metrics": after["metrics"], "before": before, "after": after},
+            result=made | {"metrics": after["metrics"], "before": before, "after": after, "paired": beside},
         )

@@ -32,10 +32,12 @@ class Goal:
 
 @dataclass(frozen=True)
 class Shape:
-    """A structure to prune to: `depth` layers, and `speedup` times as fast as the model it begins with."""
+    """A structure to prune to: `depth` layers, and `speedup` times as fast as the model it begins with; or, once that
+    was found, what each layer keeps, as `prune.shape` has it."""
 
     depth: int
     speedup: float
+    spelt: str = ""
 
 
 @dataclass(frozen=True)

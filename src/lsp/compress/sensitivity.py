@@ -17,9 +17,9 @@ import numpy as np
 from lsp.compress.quantize import Path, Tree, mapped
 from lsp.data.examples import Examples
 from lsp.model.int8 import Matrix, matmul, take
-from lsp.train.compare import fall, paired
 from lsp.train.evaluate import Classifier, Scores
 from lsp.train.objectives import divergence
+from lsp.train.paired import Pair
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("w", "small", "on"), meta_fields=())
@@ -91,20 +91,25 @@ def sensitivity(
         after_NC = logits({name})
         away = float(divergence(problem, jnp.asarray(before_NC), jnp.asarray(after_NC)).mean())
         rows.append(
-            {"part": name, "drop": 100 * fall(problem, before_NC, after_NC, examples.labels), "divergence": away}
+            {
+                "part": name,
+                "drop": 100 * Pair(problem, before_NC, after_NC, examples.labels).lost(),
+                "divergence": away,
+            }
         )
         done(number)
     return sorted(rows, key=lambda row: -row["divergence"])
 
 
 class Within(NamedTuple):
-    """The smallest model found: parameters, the parts that stayed float, what it scores, and its drop from the model
-    that it came from, as `compare.paired` has it."""
+    """The smallest model found: parameters, the parts that stayed float, what it scores and what the model that it came
+    from did, and the percent points of the main metric between them."""
 
     params: Tree
     kept: list[str]
-    scores: Scores
-    drop: dict[str, Any]
+    before: Scores
+    after: Scores
+    points: float
 
 
 def within(
@@ -124,15 +129,15 @@ def within(
     def tried(kept: list[str]) -> Within:
         mixture = mixed(params, small, set(kept))
         scores = classifier.score(mixture, examples)
-        drop = paired(classifier.problem, before.logits, scores.logits, examples.labels)
-        return Within(mixture, kept, scores, drop)
+        pair = Pair(classifier.problem, before.logits, scores.logits, examples.labels)
+        return Within(mixture, kept, before, scores, 100 * pair.lost())
 
     whole = found = tried([])
     for count in range(1, len(ranked)):
-        if most is None or found.drop["points"] <= most:
+        if most is None or found.points <= most:
             return found
         found = tried(list(ranked[:count]))
-    return found if most is None or found.drop["points"] <= most else whole
+    return found if most is None or found.points <= most else whole
 
 
 def _at(tree: Tree, path: Path) -> Any:

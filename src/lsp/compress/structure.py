@@ -64,6 +64,9 @@ def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progr
         progress.say(f"layers {', '.join(str(number + 1) for number in layers)} of {count} stay")
     shallow = depth.with_layers(model, layers)
     everything = {block: np.arange(size) for block, size in importance.sizes(shallow[0]).items()}
+    counts = _spelt(wish.shape, everything) if wish.shape else {}
+    if counts == {block: len(parts) for block, parts in everything.items()}:
+        return Chosen(layers, everything, wish.faster(model, shallow))
     if not wish.shape:
         found = wish.faster(model, shallow) if len(layers) < count else 1.0
         if found >= wish.speedup:
@@ -72,7 +75,7 @@ def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progr
         fisher = importance.fisher(*shallow, examples, rows, task.update)
     orders = {block: importance.order(each) for block, each in fisher.items()}
     if wish.shape:
-        kept = _kept(orders, _spelt(wish.shape, everything))
+        kept = _kept(orders, counts)
         return Chosen(layers, kept, wish.faster(model, shrink(*shallow, kept)))
     kept, found = _narrower(model, shallow, orders, wish, progress)
     return Chosen(layers, kept, found)

@@ -44,7 +44,7 @@ class Examples:
         encoded = [tokenizer.encode_arrays(column) for column in zip(*table.texts, strict=True)]
         ends = [*[tokenizer.between] * (len(encoded) - 1), (SEP,)]
         room = sequence_length - 1 - sum(map(len, ends))
-        self.sequence_length, self.decode = sequence_length, tokenizer.decode
+        self.sequence_length, self.decode, self.texts = sequence_length, tokenizer.decode, table.texts
         self.labels = _labels(table, problem)
         self.weights = np.ones(len(table.texts), np.float32)  # of the examples, in training
         self.wanted: np.ndarray | None = None  # fp32 [N, C], logits to learn instead of labels: a teacher's

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsp.recipe import Problem
-from lsp.train import metrics
-from lsp.train.confusion import COVERED, RESAMPLES
 from lsp.trials import Trial
 
 FIRST: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1", "regression": "pearson"}
@@ -40,42 +38,6 @@ def goodness(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> np.
     if problem == "multi_label":
         return ((logits_NC > 0) == (labels > 0.5)).all(1).astype(np.float64)
     return (logits_NC.argmax(1) == labels).astype(np.float64)
-
-
-def paired(
-    problem: Problem, before_NC: np.ndarray, after_NC: np.ndarray, labels: np.ndarray, seed: int = 0
-) -> dict[str, Any]:
-    """By how many percent points the main metric fell between two models' logits of the same examples; its 95 %
-    interval by the bootstrap over examples (Efron, 1979), both models on the same draw; `p`, the chance of a fall or
-    rise so large if neither were better (`sign_flips`); and how many examples are answered in another way.
-    """
-    metric, size = FIRST[problem], len(labels)
-    random = np.random.default_rng(seed)
-    fallen_N = goodness(problem, before_NC, labels) - goodness(problem, after_NC, labels)
-    if problem == "single_label":
-        # An example is lost, won or neither: the counts of a draw are multinomial, so none is touched.
-        shares = np.array([(fallen_N > 0).mean(), (fallen_N < 0).mean(), (fallen_N == 0).mean()])
-        drawn = random.multinomial(size, shares, RESAMPLES) @ np.array([1.0, -1.0, 0.0]) / size
-        other_N = before_NC.argmax(1) != after_NC.argmax(1)
-    else:
-        rows = (random.integers(0, size, size) for _ in range(RESAMPLES))
-        drawn = np.array([fall(problem, before_NC[r], after_NC[r], labels[r]) for r in rows])
-        other_N = ((before_NC > 0) != (after_NC > 0)).any(1) if problem == "multi_label" else np.zeros(size, bool)
-    return {
-        "metric": metric,
-        "points": 100 * fall(problem, before_NC, after_NC, labels),
-        "interval": (100 * np.quantile(drawn, [(1 - COVERED) / 2, (1 + COVERED) / 2])).tolist(),
-        "p": sign_flips(fallen_N, seed),
-        "other_answers": int(other_N.sum()),
-    }
-
-
-def fall(problem: Problem, before_NC: np.ndarray, after_NC: np.ndarray, labels: np.ndarray) -> float:
-    """By how much the main metric fell between two models' logits of the same examples."""
-    before, after = (
-        metrics.measured(problem, logits_NC, labels)[FIRST[problem]] for logits_NC in (before_NC, after_NC)
-    )
-    return before - after
 
 
 def gain(problem: Problem, ours_NC: np.ndarray, theirs_NC: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
