@@ -19,7 +19,7 @@ import typer
 from lsp import Exit, Stopped, cache, console, interrupt
 from lsp.allocator import keep_freed_memory
 from lsp.arguments import spread
-from lsp.cli import corpus, exchange, labels, runs, search  # noqa: F401  they add their commands, in this order
+from lsp.cli import compress, corpus, exchange, labels, runs  # noqa: F401  they add their commands, in this order
 from lsp.cli.app import app
 from lsp.failures import explain, root
 

@@ -1,0 +1,233 @@
+"""A classifier made smaller, stage by stage or by the chain of stages that meets a goal."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lsp import Exit, LspError, console, recipe
+from lsp.arguments import (
+    BudgetOpt,
+    DevOpt,
+    FromOpt,
+    JsonOpt,
+    LabelColumnOpt,
+    OutOpt,
+    OverwriteOpt,
+    QuietOpt,
+    RecipeOpt,
+    SetOpt,
+    TextColumnOpt,
+    TrackerOpt,
+    TrainOpt,
+    apart,
+    need,
+    parse_size,
+)
+from lsp.cli.app import compress, report
+from lsp.cli.labels import training
+
+
+@compress.command(short_help="Int8 weights and activations: smaller and faster.")
+def quantize(
+    *,
+    begin: FromOpt,
+    out: OutOpt,
+    dev: Annotated[
+        Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
+    ] = None,
+    train: Annotated[
+        Path | None,
+        typer.Option("--train", metavar="FILE", help="Examples to calibrate or to train with."),
+    ] = None,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help="dynamic (if left out), static, weights or trained.",
+            show_default=False,
+        ),
+    ] = "",
+    most: Annotated[
+        float | None,
+        typer.Option(
+            "--max-drop",
+            metavar="POINTS",
+            help="Percent points that the metric may fall: parts stay float for it.",
+            show_default=False,
+        ),
+    ] = None,
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress quantize --from runs/sst2 --dev dev.tsv --out runs/sst2-int8
+
+    Int8 weights and activations: a quarter of the bytes, and faster where the
+    processor multiplies int8. With --dev it says what each part costs alone, and
+    with --max-drop 0.5 those that cost most stay float until accuracy falls by no
+    more than half a percent point; exits 1 where that leaves nothing in int8.
+    --method weights leaves activations float: smaller, with --set quantize.bits=4
+    eight times, but not faster. static, and what else [quantize] has to choose in
+    docs/recipes.md, calibrates on --train; trained learns on it in int8.
+    """
+    plan = recipe.load(recipe.Quantize, recipe_file, changes)
+    if method:
+        plan = recipe.load(recipe.Quantize, None, [f"quantize.method={method}"], plan, "--method")
+    if most is not None:
+        plan = recipe.load(recipe.Quantize, None, [f"quantize.max_drop={most}"], plan, "--max-drop")
+    plan.quantize.check()
+    need_examples(plan.quantize, train, dev)
+    columns = (tuple(text_column), label_column)
+    need(dev, train, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    from lsp.commands import quantize as verb
+
+    made = verb.run(begin, out, plan, dev, columns, overwrite, console.Progress(quiet), train)
+    report(made, as_json)
+    return Exit.DONE if all(gate["passed"] for gate in made["gates"]) else Exit.NO
+
+
+def need_examples(plan: recipe.Quantization, train: Path | None, dev: Path | None) -> None:
+    """Raises LspError where the recipe asks for a file that was not given."""
+    if plan.calibrates and train is None:
+        what = "to train on" if plan.method == "trained" else "to calibrate with"
+        raise LspError(f"[quantize] asks for examples {what}.", hint="Add --train FILE, as in lsp finetune.")
+    if dev is None and (plan.max_drop >= 0 or plan.method == "trained"):
+        option = "--max-drop" if plan.max_drop >= 0 else "--method trained"
+        raise LspError(f"{option} has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
+
+
+@compress.command(short_help="Less: weights, heads and units, or pieces of the vocabulary.")
+def prune(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    tracker: TrackerOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress prune --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --set prune.what=structure --set prune.speedup=2 --out runs/sst2-fast
+
+    Remove what the classifier can do without, then train to answer as before.
+    prune.what is weights (the smallest, or those that prune.score names, become
+    zeros, little by little, stored packed: smaller, not faster), structure (heads
+    and feed-forward units, until it is prune.speedup times as fast on this
+    machine) or vocabulary (pieces that the examples do not use: smaller).
+    """
+    plan = recipe.load(recipe.Prune, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    options = training(quiet, overwrite, budget, tracker)
+    from lsp.commands import prune as weights
+    from lsp.commands import shrink as structure
+    from lsp.commands import vocabulary
+    from lsp.train.labelled import Files
+
+    verb: Any = {"weights": weights, "structure": structure, "vocabulary": vocabulary}[plan.prune.what]
+    return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
+
+
+@compress.command(short_help="A smaller student that learns a classifier's answers.")
+def distill(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    augmenter: Annotated[
+        Path | None,
+        typer.Option("--augmenter", metavar="RUN", help="Masked LM that proposes words for distill.augment."),
+    ] = None,
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: BudgetOpt = "",
+    tracker: TrackerOpt,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress distill --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --recipe recipes/compress/distill.toml --out runs/sst2-small
+
+    Train a smaller student, described by the recipe's [model], to give the
+    answers of the run in --from.
+    """
+    plan = recipe.load(recipe.Distill, recipe_file, changes)
+    columns = (tuple(text_column), label_column)
+    need(train, dev, code=Exit.DATA)
+    need(begin, augmenter)
+    apart(out, begin)
+    apart(out, augmenter, "--augmenter")
+    options = training(quiet, overwrite, budget, tracker)
+    from lsp.commands import distill as verb
+    from lsp.train.labelled import Files
+
+    return report(verb.run(begin, out, plan, Files(train, dev, columns), options, augmenter), as_json)
+
+
+@compress.command(short_help="The chain of these stages for a budget, found on this machine.")
+def search(
+    *,
+    begin: FromOpt,
+    train: TrainOpt,
+    dev: DevOpt,
+    out: OutOpt,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", metavar="POINTS", min=0.0, help="Points of the metric that may be lost.")
+    ] = 1.0,
+    min_speedup: Annotated[
+        float, typer.Option("--min-speedup", metavar="N", min=0.0, help="Times as fast at least; 0: as fast as can be.")
+    ] = 0.0,
+    max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Such as 20MB.")] = "",
+    text_column: TextColumnOpt,
+    label_column: LabelColumnOpt = "",
+    recipe_file: RecipeOpt = None,
+    changes: SetOpt,
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Begin nothing more after 30m or 2h.")] = "1h",
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> int:
+    """\b
+    lsp compress search --from runs/sst2 --train train.tsv --dev dev.tsv \\
+        --max-drop 1 --min-speedup 4 --max-size 20MB --out runs/sst2-best
+
+    Try chains of vocabulary, structure and int8 on this machine, the cheap ones
+    first, until one meets the goal; exit 1 naming the closest if none does. The
+    chain is left as a recipe, OUT/chain.toml, that makes it again.
+    """
+    plan = recipe.load(recipe.Search, recipe_file, changes)
+    size = parse_size(max_size)
+    need(train, dev, code=Exit.DATA)
+    need(begin)
+    apart(out, begin)
+    options = training(quiet, overwrite, budget, [])
+    from lsp.commands import search as verb
+    from lsp.compress.search import Goal
+    from lsp.train.labelled import Files
+
+    files, goal = Files(train, dev, (tuple(text_column), label_column)), Goal(max_drop, min_speedup, size)
+    return report(verb.run(begin, out, plan, files, goal, options), as_json)
