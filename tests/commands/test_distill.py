@@ -1,5 +1,6 @@
 """An LSTM that learns from a transformer, through the verb: what it starts with, what is asked, what is written."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ from lsp.console import Progress
 from lsp.data.tokenizer import train
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import labelled
+from lsp.train import labelled, loop
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
 
@@ -109,8 +110,14 @@ def test_an_augmenter_without_copies_is_refused(place: Path) -> None:
         run(place, "refused", dataclasses.replace(LSTM, distill=recipe.Distillation(augment=1)), "teacher")
 
 
+class Killed(Exception):
+    """Stands for a process that ends between two steps."""
+
+
 @pytest.mark.parametrize("preset", ["modern", "bilstm"])
-def test_a_student_that_looks_inside_comes_nearer_and_leaves_the_maps_behind(place: Path, preset: Any) -> None:
+def test_a_student_that_looks_inside_comes_nearer_and_leaves_the_maps_behind(
+    place: Path, preset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = dataclasses.replace(LSTM.model, preset=preset, layers=2, width=8)
     wish = recipe.Distillation(hidden=1.0, relations=float(preset == "modern"), match="nearest")
     train = dataclasses.replace(LSTM.train, steps=60, log_every=10, checkpoint_every=30)
@@ -125,6 +132,21 @@ def test_a_student_that_looks_inside_comes_nearer_and_leaves_the_maps_behind(pla
     student = checkpoint.open(place / preset)  # refuses parameters that are not the model's
     assert set(student.params) >= {"embeddings", "layers", "classifier"} and "maps" not in student.params
     assert result["after"]["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(student.params))
+    if preset == "bilstm":
+        calls = iter(range(200))
+
+        def dying(self: Any, *arguments: Any) -> Any:
+            if next(calls) == 40:
+                raise Killed
+            return whole(self, *arguments)
+
+        whole = loop.Compiled.__call__
+        monkeypatch.setattr(loop.Compiled, "__call__", dying)
+        with contextlib.suppress(Killed):
+            run(place, "killed", plan)
+        run(place, "killed", plan)
+        assert next(calls) == 41 + 30, "the maps are among what is saved after 30 steps"
+        jax.tree.map(np.testing.assert_array_equal, checkpoint.open(place / "killed").params, student.params)
 
 
 def test_the_same_student_without_a_teacher_is_told_of(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
