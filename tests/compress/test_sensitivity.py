@@ -71,7 +71,7 @@ def test_the_planted_part_is_most_harmful_and_stays_float(draw: Draw, invent: In
     block = tight.params["layers"][1]["feedforward"]
     assert block["up"]["kernel"] is params["layers"][1]["feedforward"]["up"]["kernel"]
     assert isinstance(tight.params["layers"][0]["attention"]["qkv"]["kernel"], Int8)
-    assert tight.scores.metrics["accuracy"] > loose.scores.metrics["accuracy"]
+    assert tight.after.metrics["accuracy"] > loose.after.metrics["accuracy"]
     impossible = within(-1e-9)  # nothing is better than all right
     assert impossible.kept == [] and impossible.points > 0
 

@@ -65,7 +65,8 @@ def test_training_brings_int8_nearer_to_the_float_model(draw: Draw, examples: di
     block["up"] = block["up"] | {"kernel": block["up"]["kernel"].at[0].multiply(40.0)}
     objective = trained.objective("single_label", hard=0.0)
     inputs = (examples["tokens"], examples["segments"], examples["types"])
-    examples = examples | {"wanted": nnx.merge(graphdef(config), params).classify(*inputs)}
+    wanted = nnx.merge(graphdef(config), params).classify(*inputs)
+    examples = examples | {"wanted": wanted, "known": jnp.ones(4)}
     tx = optax.with_extra_args_support(optax.adam(2e-4))
     update = make_update(graphdef(config), objective, tx)
     step = make_train_step(update)
@@ -87,7 +88,7 @@ def test_labels_count_as_much_as_they_are_said_to(draw: Draw, examples: dict) ->
     config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),), 32).classifier(3, "mean", 0.0)
     params = draw(config, 0)
     whole = trained.objective("single_label", hard=1.0)
-    examples = examples | {"wanted": jnp.zeros((4, 3))}
+    examples = examples | {"wanted": jnp.zeros((4, 3)), "known": jnp.ones(4)}
     model = nnx.merge(graphdef(config), whole.whole(params, None))
     found, _ = jax.jit(lambda: whole.loss(model, params, examples, None))()
     wanted, _ = jax.jit(lambda: classification(model, None, examples, None))()

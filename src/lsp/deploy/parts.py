@@ -8,6 +8,7 @@ import numpy as np
 
 from lsp.arrays import count, stored_bytes
 from lsp.checkpoint import Checkpoint
+from lsp.data.published import Published
 from lsp.manifest import bytes_under
 
 PARTS = {"embeddings": "embeddings", "layers": "encoder", "norm": "encoder"}  # what else there is belongs to the head
@@ -34,7 +35,8 @@ def of_run(base: Checkpoint) -> list[Part]:
 def of_export(folder: Path) -> list[Part]:
     """The model's file, what else is written beside it, and the tokenizer; they add up to the export's `bytes`."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    tokenizer = bytes_under(folder / "tokenizer")
+    own = folder / "tokenizer"  # ONNX has its file beside the model's
+    tokenizer = bytes_under(own) if own.is_dir() else (folder / Published.file).stat().st_size
     return [Part("model", result["parameters"], result["bytes"] - tokenizer), Part("tokenizer", 0, tokenizer)]
 
 
