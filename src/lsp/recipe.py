@@ -152,6 +152,7 @@ class Pruning:
     end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
     every: int = key(20, "steps between two updates of the masks (`weights`)")
     speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
+    int8: bool = key(False, "`speedup` is what int8 gains from it, in which the model will be used; it stays float (`structure`)")
     depth: int = key(0, "layers to keep, those without which answers would change most; 0 means all (`structure`)")
     sample: int = key(2048, "training examples by which heads and units are judged and what stays is fitted (`structure`)")
     shape: str = key("", "what each layer keeps, `12+672 11+384 …` heads and feed-forward units, instead of what `speedup` makes of it (`structure`)")

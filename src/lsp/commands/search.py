@@ -149,7 +149,11 @@ class _Trial:
         if shape is not None:
             chain = self.recipe.chain
             asked = recipes.Pruning(
-                what="structure", depth=shape.depth, speedup=max(1.0, shape.speedup), shape=shape.spelt or chain.shape
+                what="structure",
+                depth=shape.depth,
+                speedup=max(1.0, shape.speedup),
+                shape=shape.spelt or chain.shape,
+                int8=chain.int8,
             )
             name = f"{shape.depth}-layers-{shape.speedup:g}x" + ("-trained" if trained else "")
             run = self._pruned(shrink, run, name, asked, self.recipe.train.epochs if trained else 0.0)

@@ -46,34 +46,25 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         how = labelled.Reading(base.tokenizer, length, base.config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
         whole = dataclasses.replace(base.config, dropout=recipe.head.dropout), dequantize(base.params)
-        form = quantize if present(base.params) else _unchanged
-        batch = latency.typical(sets.dev)
-        rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: recipe.prune.sample]
-        chosen = _recorded(held.path / RECORD)
-        if chosen is None:
-            wish = structure.Wish(recipe.prune.speedup, recipe.prune.depth, recipe.prune.shape, batch, form)
-            chosen = structure.choose(whole, sets.train, rows, wish, progress)
-            _record(held.path / RECORD, chosen)
-        shallow = with_layers(whole, chosen.layers)
-        config, params = shrink(*shallow, chosen.kept)
-        progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config)}")
-        if config != shallow[0]:
-            with progress.task("fitting what stays", 2 * len(config.layers)) as task:
-                params = refit(shallow, (config, params), _batches(sets.train, rows), task.update)
+        leaves = quantize if present(base.params) else _unchanged
+        used, batch = quantize if recipe.prune.int8 else leaves, latency.typical(sets.dev)
+        asked = recipe.prune
+        wish = structure.Wish(asked.speedup, asked.depth, asked.shape, batch, used)
+        rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: asked.sample]
+        config, params = _smaller(whole, sets.train, rows, wish, held.path / RECORD, progress)
         first = Classifier(base.config).score(base.params, sets.dev)
         classifier = Classifier(config)
-        made: dict[str, Any] = {"step": 0, "untrained": classifier.score(form(params), sets.dev).metrics}
+        made: dict[str, Any] = {"step": 0, "untrained": classifier.score(leaves(params), sets.dev).metrics}
         recovery = Recovery(sets, recipe, held.path, clock, options)
         if recovery.steps:
             sets.train.wanted = answers(base, sets.train, progress)
             fitted = recovery.fit(config, params)
             params, made = fitted.params, made | fitted.summary()
-        params = form(params)
+        params = leaves(params)
         last = classifier.score(params, sets.dev)
         before, after = base.size() | first.summary(), last.summary()
         beside = measure.beside(held.path, base, sets.dev, first, last)
-        taken = latency.seconds({"before": (base.config, base.params), "after": (config, params)}, batch)
-        after["speedup"] = taken["before"] / taken["after"]
+        after["speedup"] = wish.faster((base.config, base.params), (config, params))
         return checkpoint.finish(
             held,
             checkpoint.Model(config, params, base.tokenizer, base.labels),
@@ -84,6 +75,23 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             parents=[inputs["from"]],
             result=made | {"metrics": after["metrics"], "before": before, "after": after, "paired": beside},
         )
+
+
+def _smaller(
+    whole: structure.Model, examples: Examples, rows: np.ndarray, wish: structure.Wish, record: Path, progress: Any
+) -> structure.Model:
+    """The model without what was chosen, now or by the run that goes on, and the rest of it fitted."""
+    chosen = _recorded(record)
+    if chosen is None:
+        chosen = structure.choose(whole, examples, rows, wish, progress)
+        _record(record, chosen)
+    shallow = with_layers(whole, chosen.layers)
+    config, params = shrink(*shallow, chosen.kept)
+    progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config)}")
+    if config != shallow[0]:
+        with progress.task("fitting what stays", 2 * len(config.layers)) as task:
+            params = refit(shallow, (config, params), _batches(examples, rows), task.update)
+    return config, params
 
 
 def _unchanged(params: Any) -> Any:
