@@ -1,18 +1,11 @@
-"""What a run should do, as frozen dataclasses: one a stage, read from TOML and changed with `--set key=value`.
-
-A recipe holds no paths; those are arguments. Every key has a type, a default, a unit and one line of help, and
-`docs/recipes.md` is printed from here.
+"""Recipes as frozen dataclasses: one a stage, made of sections. Every key has a type, a default, a unit and one line of
+help, and `docs/recipes.md` is printed from here.
 """
 
 import dataclasses
-import tomllib
-import types
-import typing
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from lsp import LspError, nearest
+from lsp import LspError
 
 Remat = Literal["auto", "none", "dots", "full"]
 
@@ -329,136 +322,3 @@ LIMITS = (
     (("max_drop",), lambda v: v == -1 or v >= 0, "-1 or at least 0"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
 )
-
-
-def load(
-    stage: type[Stage],
-    path: Path | None = None,
-    changes: Sequence[str] = (),
-    defaults: Stage | None = None,
-    option: str = "--set",
-) -> Stage:
-    """The stage's recipe: `defaults` (else its own), then the file, then `key=value` changes, given by `option`. Raises LspError (exit 2)."""
-    table: dict[str, Any] = {}
-    if path is not None:
-        try:
-            table = tomllib.loads(path.read_bytes().decode("utf-8"))
-        except OSError as error:
-            raise LspError(f"The recipe {path} can't be read: {error.strerror}.", hint="See recipes/ for examples.") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise LspError(f"The recipe {path} is not TOML: {error}.", hint="A recipe has [sections] and key = value lines.") from None
-    recipe = _replace(defaults or stage(), table, str(path), "")
-    for change in changes:
-        dotted, equals, text = change.partition("=")
-        if not equals:
-            raise LspError(f"{option} {change} has no '='.", hint=f"Write --set {change}=VALUE, as in --set train.steps=100.")
-        nested: Any = _value(text)
-        for part in reversed(dotted.strip().split(".")):
-            nested = {part: nested}
-        recipe = _replace(recipe, nested, option, "")
-    return recipe
-
-
-def dump(recipe: Any) -> str:
-    """The recipe as TOML, every value said."""
-    lines: list[str] = []
-    for section, value in _sections(recipe):
-        lines += ["", f"[{section}]"] if section else []
-        lines += [f"{name} = {_toml(item)}" for name, item in value]
-    return "\n".join(lines).lstrip("\n") + "\n"
-
-
-def keys(stage: type) -> Iterator[tuple[str, str, Any, str]]:
-    """Every key of a stage: dotted name, type, default, help."""
-
-    def walk(cls: type, value: Any, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
-        hints = typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            default = getattr(value, field.name)
-            if dataclasses.is_dataclass(hints[field.name]):
-                yield from walk(hints[field.name], default, f"{prefix}{field.name}.")
-            else:
-                yield prefix + field.name, _type_name(hints[field.name]), default, field.metadata["help"]
-
-    return walk(stage, stage(), "")
-
-
-def differences(old: str, new: str) -> list[str]:
-    """`train.steps: 100 → 200` for each key in which two dumped recipes differ."""
-
-    def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        rows: dict[str, Any] = {}
-        for name, value in table.items():
-            rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return rows
-
-    before, after = flat(tomllib.loads(old)), flat(tomllib.loads(new))
-    names = dict.fromkeys([*before, *after])
-    return [f"{name}: {before.get(name, '(none)')} → {after.get(name, '(none)')}" for name in names if before.get(name) != after.get(name)]
-
-
-def _replace(recipe: Any, table: dict[str, Any], source: str, prefix: str) -> Any:
-    hints = typing.get_type_hints(type(recipe))
-    changed: dict[str, Any] = {}
-    for name, value in table.items():
-        if name not in hints:
-            known = [k for k, *_ in keys(type(recipe))] if not prefix else list(hints)
-            close = nearest(name, hints) or nearest(name, [k.rpartition(".")[2] for k in known])
-            raise LspError(f"{source}: unknown key '{prefix}{name}'.{close}", hint=f"Keys here: {', '.join(prefix + k for k in hints)}.")
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise LspError(f"{source}: '{prefix}{name}' is a section, not a value.", hint=f"Its keys: {', '.join(f'{prefix}{name}.{f.name}' for f in dataclasses.fields(hints[name]))}.")
-            changed[name] = _replace(getattr(recipe, name), value, source, f"{prefix}{name}.")
-        else:
-            changed[name] = _checked(hints[name], value, f"{source}: '{prefix}{name}'", name)
-    return dataclasses.replace(recipe, **changed)
-
-
-def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
-    if typing.get_origin(hint) is Literal:
-        choices = typing.get_args(hint)
-        if value not in choices or not isinstance(value, str):
-            raise LspError(f"{where} is {value!r}, which is not one of {', '.join(choices)}.{nearest(str(value), choices)}")
-        return value
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise LspError(f"{where} must be {_type_name(hint)}, not {value!r}.")
-    for names, holds, wanted in LIMITS:
-        if name in names and not holds(value):
-            raise LspError(f"{where} is {value!r}; it must be {wanted}.")
-    return value
-
-
-def _value(text: str) -> Any:
-    """What TOML would read, else the bare word: `--set model.preset=bert` needs no quotes."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _sections(recipe: Any) -> Iterator[tuple[str, list[tuple[str, Any]]]]:
-    values = [(f.name, getattr(recipe, f.name)) for f in dataclasses.fields(recipe)]
-    plain = [(name, value) for name, value in values if not dataclasses.is_dataclass(value)]
-    if plain:
-        yield "", plain
-    for name, value in values:
-        if dataclasses.is_dataclass(value):
-            yield name, [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return repr(value)
-
-
-def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is Literal:
-        return " or ".join(f'"{choice}"' for choice in typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_type_name(part) for part in typing.get_args(hint))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
