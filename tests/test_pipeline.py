@@ -48,6 +48,7 @@ ENCODER = recipe.Pretrain(
 )
 CLASSIFIER = recipe.Finetune(train=TRAIN, data=recipe.Labelled(sequence_length=32))
 STUDENT = recipe.Distill(model=dataclasses.replace(MODEL, layers=1), train=TRAIN)
+STAGES = search.Stages(vocabulary.run, shrink.run, quantize.run)
 PRUNED = recipe.Prune(train=dataclasses.replace(TRAIN, steps=20))
 
 
@@ -218,7 +219,7 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     files = Files(road / "train.tsv", road / "dev.tsv")
     train = dataclasses.replace(PRUNED.train, steps=0, epochs=1.0)
     asked = recipe.Search(train=train, data=recipe.Labelled(sequence_length=32))
-    made = search.run(road / "classifier", tmp_path / "best", asked, files, Goal(5.0, 2.5), AGAIN)
+    made = search.run(road / "classifier", tmp_path / "best", asked, files, Goal(5.0, 2.5), AGAIN, STAGES)
     assert made["after"]["speedup"] >= 2.5 and made["after"]["drop"] <= 5
     assert made["bytes"] < made["before"]["bytes"]
     assert made["paired"]["points"] == pytest.approx(made["after"]["drop"])
@@ -227,12 +228,12 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     assert all(Path(row["run"]).is_dir() for row in made["front"])
     again = recipe.load(recipe.Search, tmp_path / "best" / "chain.toml", [])
     assert again.chain.depth and again.chain.shape
-    second = search.run(road / "classifier", tmp_path / "again", again, files, Goal(5.0, 2.5), AGAIN)
+    second = search.run(road / "classifier", tmp_path / "again", again, files, Goal(5.0, 2.5), AGAIN, STAGES)
     first, other = (checkpoint.open(tmp_path / name) for name in ("best", "again"))
     jax.tree.map(np.testing.assert_array_equal, first.params, other.params)
     assert second["metrics"] == made["metrics"]
     with pytest.raises(LspError, match="the closest loses") as missed:
-        search.run(road / "classifier", tmp_path / "none", again, files, Goal(0.0, 99.0), AGAIN)
+        search.run(road / "classifier", tmp_path / "none", again, files, Goal(0.0, 99.0), AGAIN, STAGES)
     assert missed.value.code == 1
 
 

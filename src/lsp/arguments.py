@@ -69,6 +69,27 @@ TextColumnOpt = Annotated[
 LabelColumnOpt = Annotated[
     str, typer.Option("--label-column", metavar="NAME", help="Column with the label.", show_default=False)
 ]
+MeasuredOpt = Annotated[
+    Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
+]
+CalibratedOpt = Annotated[
+    Path | None, typer.Option("--train", metavar="FILE", help="Examples to calibrate or to train with.")
+]
+MethodOpt = Annotated[
+    str,
+    typer.Option(
+        "--method", metavar="NAME", help="dynamic (if left out), static, weights or trained.", show_default=False
+    ),
+]
+KeptOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="POINTS",
+        help="Percent points that the metric may fall: parts stay float for it.",
+        show_default=False,
+    ),
+]
 BudgetOpt = Annotated[
     str,
     typer.Option("--budget", metavar="TIME", help="Train for 90s, 30m or 2h: the learning rate lands then."),

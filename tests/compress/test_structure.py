@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsp import timing
 from lsp.compress import depth, importance, latency
 from lsp.compress.importance import EXIT, Block
 from lsp.compress.latency import Option, allot
@@ -226,16 +225,6 @@ def test_counts_end_with_all_and_are_whole_vectors() -> None:
     assert latency.counts(3, "attention") == [1, 2, 3]
     assert latency.counts(1536, "feedforward") == list(range(96, 1537, 96))
     assert latency.counts(40, "feedforward") == [16, 32, 40]
-
-
-def test_calls_are_timed_in_turns() -> None:
-    order: list[str] = []
-    ticks = iter(range(100))
-    found = timing.interleaved(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, lambda: float(next(ticks))
-    )
-    assert order == ["a", "b", "a", "b", "a", "b"]
-    assert found == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
 
 
 def test_the_layer_goes_without_which_answers_change_least(draw: Draw, examples: Examples) -> None:

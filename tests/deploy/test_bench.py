@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsp import Exit, checkpoint, cli, manifest
+from lsp import Exit, checkpoint, cli, manifest, timing
 from lsp.arrays import stored_bytes
 from lsp.commands import bench as verb
 from lsp.compress.quantize import dequantize
@@ -55,14 +55,14 @@ def timed(name: str) -> bench.Timed:
 def test_models_take_turns() -> None:
     clock = Clock()
     calls = [partial(clock.work, name, forever(1.0)) for name in "ab"]
-    bench.interleaved(bench.Case(calls, 1, 32, {}), bench.Limits(4, 100.0, clock))
+    timing.interleaved(calls, timing.Limits(4, 100.0, clock), 1)
     assert "".join(clock.log) == "abababab"
 
 
 def test_of_a_turn_of_several_calls_the_first_is_not_counted() -> None:
     clock = Clock()
     slow_first = [partial(clock.work, "a", iter([9.0, 1.0, 2.0, 3.0] * 5)), partial(clock.work, "b", forever(5.0))]
-    found = bench.interleaved(bench.Case(slow_first, 3, 1, {}), bench.Limits(5, 1000.0, clock))
+    found = timing.interleaved(slow_first, timing.Limits(5, 1000.0, clock), 3)
     assert "".join(clock.log) == ("aaaa" + "bbbb") * 5
     assert found.shape == (2, 5, 3)
     np.testing.assert_allclose(found[0], [[1, 2, 3]] * 5)
@@ -72,14 +72,14 @@ def test_of_a_turn_of_several_calls_the_first_is_not_counted() -> None:
 def test_time_is_limited_and_three_rounds_are_made_anyway(limit: float, rounds: int) -> None:
     clock = Clock()
     calls = [partial(clock.work, name, forever(1.0)) for name in "ab"]
-    assert len(bench.interleaved(bench.Case(calls, 1, 2, {}), bench.Limits(6, limit, clock))[0]) == rounds
+    assert len(timing.interleaved(calls, timing.Limits(6, limit, clock), 1)[0]) == rounds
 
 
 def test_percentiles_are_numpys_and_rates_the_median_and_the_best() -> None:
     clock, draw = Clock(), np.random.default_rng(0)
     seconds = draw.gamma(2.0, 0.01, (2, 20, 11))
     calls = [partial(clock.work, name, iter(own.ravel().tolist())) for name, own in zip("ab", seconds, strict=True)]
-    found = bench.interleaved(bench.Case(calls, 10, 1, {}), bench.Limits(20, 1e9, clock))
+    found = timing.interleaved(calls, timing.Limits(20, 1e9, clock), 10)
     row = bench.latency(found[1])
     counted = np.sort(seconds[1, :, 1:].ravel()) * 1e3  # 200 calls: percentile q lies at place 1.99 q
     for q in (50, 90, 99):
@@ -102,7 +102,7 @@ def test_times_as_fast_is_of_turns_in_the_same_round() -> None:
 def test_compiling_is_what_a_first_call_takes_longer() -> None:
     clock = Clock()
     case = bench.Case([partial(clock.work, "a", iter([7.0, *[2.0] * 3, 2.0]))], 1, 2, {})
-    timings = bench.measure(case, bench.Limits(3, 0.0, clock))
+    timings = bench.measure(case, timing.Limits(3, 0.0, clock))
     assert timings.compile_seconds == [5.0]
     assert timings.seconds_MRE.tolist() == [[[2.0]] * 3]
 

@@ -8,10 +8,14 @@ import typer
 from lsp import Exit, LspError, console, recipe
 from lsp.arguments import (
     BudgetOpt,
+    CalibratedOpt,
     DevOpt,
     FromOpt,
     JsonOpt,
+    KeptOpt,
     LabelColumnOpt,
+    MeasuredOpt,
+    MethodOpt,
     OutOpt,
     OverwriteOpt,
     QuietOpt,
@@ -33,33 +37,12 @@ def quantize(
     *,
     begin: FromOpt,
     out: OutOpt,
-    dev: Annotated[
-        Path | None, typer.Option("--dev", metavar="FILE", help="Labelled examples to measure before and after with.")
-    ] = None,
-    train: Annotated[
-        Path | None,
-        typer.Option("--train", metavar="FILE", help="Examples to calibrate or to train with."),
-    ] = None,
+    dev: MeasuredOpt = None,
+    train: CalibratedOpt = None,
     text_column: TextColumnOpt,
     label_column: LabelColumnOpt = "",
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            metavar="NAME",
-            help="dynamic (if left out), static, weights or trained.",
-            show_default=False,
-        ),
-    ] = "",
-    most: Annotated[
-        float | None,
-        typer.Option(
-            "--max-drop",
-            metavar="POINTS",
-            help="Percent points that the metric may fall: parts stay float for it.",
-            show_default=False,
-        ),
-    ] = None,
+    method: MethodOpt = "",
+    most: KeptOpt = None,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     overwrite: OverwriteOpt = False,
@@ -225,9 +208,12 @@ def search(
     need(begin)
     apart(out, begin)
     options = training(quiet, overwrite, budget, [])
+    from lsp.commands import quantize as int8
     from lsp.commands import search as verb
+    from lsp.commands import shrink, vocabulary
     from lsp.compress.search import Goal
     from lsp.train.labelled import Files
 
     files, goal = Files(train, dev, (tuple(text_column), label_column)), Goal(max_drop, min_speedup, size)
-    return report(verb.run(begin, out, plan, files, goal, options), as_json)
+    stages = verb.Stages(vocabulary.run, shrink.run, int8.run)
+    return report(verb.run(begin, out, plan, files, goal, options, stages), as_json)

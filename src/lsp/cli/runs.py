@@ -206,7 +206,8 @@ def bench(
     if threads is not None:
         use_processors(threads)
     from lsp.commands import bench as verb
-    from lsp.deploy.bench import Limits, Shapes
+    from lsp.deploy.bench import Shapes
+    from lsp.timing import Limits
 
     texts = verb.Texts(data, (tuple(text_column), ""))
     shapes, limits = Shapes(lengths, batches), Limits(rounds, seconds)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lsp import Exit, LspError, chart, checkpoint, console, curves, directory
+from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, timing
 from lsp.compress.quantize import dequantize
 from lsp.data import tasks
 from lsp.data.examples import Examples
@@ -44,7 +44,7 @@ class Report(NamedTuple):
 
 
 def run(
-    runs: Sequence[Path], texts: Texts, shapes: bench.Shapes, limits: bench.Limits, plot: Path | None, progress: Any
+    runs: Sequence[Path], texts: Texts, shapes: bench.Shapes, limits: timing.Limits, plot: Path | None, progress: Any
 ) -> Report:
     """The first run, measured in turns with the others and, if it is int8, with its float32 self.
 
@@ -82,7 +82,7 @@ def run(
 
 
 def _measured(
-    models: Sequence[bench.Timed], cases: dict[str, list[bench.Case]], limits: bench.Limits, progress: Any
+    models: Sequence[bench.Timed], cases: dict[str, list[bench.Case]], limits: timing.Limits, progress: Any
 ) -> tuple[dict[str, list[dict[str, Any]]], list[float]]:
     """A table for each kind of case, and what compiling took, model by model."""
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in cases}

@@ -70,14 +70,7 @@ def run(
             if guide:
                 general.expect_fit(guide, words, rows.sequence_length)
             config = config if base else dataclasses.replace(config, vocab_size=words.size)
-            params = initialise(config, recipe.train.seed)
-            if base:
-                params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
-            elif guide and recipe.distill.start == "teacher":
-                params, copied = distill.student(params, guide.params, (config, guide.config))
-                progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
-            # On the host: the plan holds on to them, and a device's memory is for what it trains.
-            params = jax.device_get(params)
+            params = _first(config, recipe, base, guide, progress)
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if options.budget else counted(recipe.train, len(train_rows))
             plan = _plan(dataclasses.replace(recipe, train=train), config, params, words, train_rows, measured, clock)
@@ -97,6 +90,24 @@ def run(
                 parents=[inputs[name] for name in ("from", "teacher") if inputs.get(name)],
                 result=fitted.summary(),
             )
+
+
+def _first(
+    config: ModelConfig,
+    recipe: recipes.Pretrain,
+    base: checkpoint.Checkpoint | None,
+    guide: checkpoint.Checkpoint | None,
+    progress: Any,
+) -> Any:
+    """The first parameters: random, but for what a run that goes on has, or a teacher. On the host, since the plan
+    holds on to them, and a device's memory is for what it trains."""
+    params = initialise(config, recipe.train.seed)
+    if base:
+        params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
+    elif guide and recipe.distill.start == "teacher":
+        params, copied = distill.student(params, guide.params, (config, guide.config))
+        progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
+    return jax.device_get(params)
 
 
 def _refuse_endless(recipe: recipes.Pretrain) -> None:

@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lsp import Exit, LspError, checkpoint, console, directory
+from lsp import Exit, LspError, checkpoint, console, directory, timing
 from lsp import recipe as recipes
-from lsp.commands import quantize, shrink, vocabulary
 from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.data import tasks
@@ -22,12 +22,20 @@ from lsp.train.options import Options
 CANDIDATES = "candidates"  # each stage of each chain, a run
 CHAIN = "chain.toml"  # the recipe of the chain that was taken
 MOST = 2000  # examples that speed is measured on
-LIMITS = bench.Limits(rounds=9, seconds=30.0)
+LIMITS = timing.Limits(rounds=9, seconds=30.0)
 DECIDING = ("accuracy", "pearson")  # the metric that points are lost of, by problem
 
 
+class Stages(NamedTuple):
+    """The commands that a chain is made of: `run` of each."""
+
+    vocabulary: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
+    structure: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
+    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any], dict[str, Any]]
+
+
 def run(
-    start: Path, out: Path, recipe: recipes.Search, files: labelled.Files, goal: Goal, options: Options
+    start: Path, out: Path, recipe: recipes.Search, files: labelled.Files, goal: Goal, options: Options, stages: Stages
 ) -> dict[str, Any]:
     """Writes the best model to `out`; every model that was tried stays in `out`/candidates. Raises LspError (exit 1)
     naming the closest where none meets the goal. `options.budget` is when to begin nothing more, in seconds."""
@@ -40,7 +48,7 @@ def run(
             return held.result()
         base = checkpoint.open(start).expect("classes")
         files = files._replace(names=base.labels)
-        trial = _Trial(base, out / CANDIDATES, recipe, files, options)
+        trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
         tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal, options))
         taken = search.best(tried, goal)
         front = search.front(tried)
@@ -111,9 +119,15 @@ class _Trial:
     """Makes chains out of one model and measures them beside it. A chain that is there already is not made again."""
 
     def __init__(
-        self, base: checkpoint.Checkpoint, place: Path, recipe: recipes.Search, files: labelled.Files, options: Options
+        self,
+        base: checkpoint.Checkpoint,
+        place: Path,
+        recipe: recipes.Search,
+        files: labelled.Files,
+        options: Options,
+        stages: Stages,
     ) -> None:
-        self.base, self.place, self.recipe, self.files = base, place, recipe, files
+        self.base, self.place, self.recipe, self.files, self.stages = base, place, recipe, files, stages
         self.options = options._replace(budget=0.0, track=())
         self.ends = time.monotonic() + options.budget if options.budget else float("inf")
         how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
@@ -145,7 +159,8 @@ class _Trial:
         run = self.base.path
         name = "plain"
         if self.recipe.chain.vocabulary:
-            run = self._pruned(vocabulary, run, "pieces", recipes.Pruning(what="vocabulary"), 0.0)
+            asked = recipes.Pruning(what="vocabulary")
+            run = self._pruned(self.stages.vocabulary, run, "pieces", asked, 0.0)
         if shape is not None:
             chain = self.recipe.chain
             asked = recipes.Pruning(
@@ -156,7 +171,8 @@ class _Trial:
                 int8=chain.int8,
             )
             name = f"{shape.depth}-layers-{shape.speedup:g}x" + ("-trained" if trained else "")
-            run = self._pruned(shrink, run, name, asked, self.recipe.train.epochs if trained else 0.0)
+            epochs = self.recipe.train.epochs if trained else 0.0
+            run = self._pruned(self.stages.structure, run, name, asked, epochs)
         if self.recipe.chain.int8:
             run = self._quantized(run, f"{name}-int8")
         return self._measured(run, shape, trained)
@@ -166,14 +182,14 @@ class _Trial:
         train = dataclasses.replace(self.recipe.train, epochs=epochs, steps=self.recipe.train.steps if epochs else 0)
         stage = recipes.Prune(asked, self.recipe.head, self.recipe.data, train, self.recipe.mesh)
         self.options.progress.say(f"— {name}")
-        verb.run(start, out, stage, self.files, self.options)
+        verb(start, out, stage, self.files, self.options)
         return out
 
     def _quantized(self, start: Path, name: str) -> Path:
         out = self.place / name
         progress = self.options.progress
         stage = recipes.Quantize(data=self.recipe.data)
-        quantize.run(start, out, stage, self.files.dev, self.files.columns, self.options.overwrite, progress)
+        self.stages.quantize(start, out, stage, self.files.dev, self.files.columns, self.options.overwrite, progress)
         return out
 
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:

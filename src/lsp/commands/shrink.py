@@ -1,26 +1,24 @@
 """`lsp compress prune` of structure: heads and feed-forward units removed, what is left fitted, then trained."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsp import LspError, checkpoint, directory
+from lsp import LspError, directory
 from lsp import recipe as recipes
-from lsp.compress import latency, measure, structure
+from lsp.checkpoint import Model
+from lsp.compress import latency, structure
 from lsp.compress.depth import with_layers
 from lsp.compress.quantize import dequantize, quantize
-from lsp.compress.recover import Recovery
+from lsp.compress.recover import Stage, claimed
 from lsp.compress.refit import refit
 from lsp.compress.shrink import shrink
 from lsp.compress.teacher import answers
 from lsp.data.batches import Batch
 from lsp.data.examples import Examples
-from lsp.model.int8 import present
 from lsp.train import labelled
-from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
 
@@ -31,50 +29,28 @@ TOKENS = 1 << 15  # that they are fitted on, about
 
 def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options) -> dict[str, Any]:
     """Writes the smaller model to `out`. One that came in int8 is measured in int8, and leaves so."""
-    clock, progress = Clock(options.budget), options.progress
-    inputs = files.digests()
-    inputs["from"] = directory.identity(directory.read(start))
-    with directory.claim(
-        out, command="compress prune", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
-    ) as held:
+    with claimed(start, out, recipe, files, options) as held:
         if held.complete:
             return held.result()
-        base = checkpoint.open(start).expect("classes")
+        stage = Stage.begun(held, start, recipe, files, options)
+        base, sets, asked = stage.base, stage.sets, recipe.prune
         if base.config.preset == "bilstm":
             raise LspError("An LSTM has no heads and units to remove.", hint="Distil it to a narrower one.")
-        length = min(recipe.data.sequence_length, base.config.max_length)
-        how = labelled.Reading(base.tokenizer, length, base.config.problem)
-        sets = labelled.read_sets(files._replace(names=base.labels), how, progress)
-        whole = dataclasses.replace(base.config, dropout=recipe.head.dropout), dequantize(base.params)
-        leaves = quantize if present(base.params) else _unchanged
-        used, batch = quantize if recipe.prune.int8 else leaves, latency.typical(sets.dev)
-        asked = recipe.prune
-        wish = structure.Wish(asked.speedup, asked.depth, asked.shape, batch, used)
+        used = quantize if asked.int8 else stage.formed
+        wish = structure.Wish(asked.speedup, asked.depth, asked.shape, latency.typical(sets.dev), used)
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: asked.sample]
-        config, params = _smaller(whole, sets.train, rows, wish, held.path / RECORD, progress)
-        first = Classifier(base.config).score(base.params, sets.dev)
+        whole = stage.config, dequantize(base.params)
+        config, params = _smaller(whole, sets.train, rows, wish, held.path / RECORD, options.progress)
         classifier = Classifier(config)
-        made: dict[str, Any] = {"step": 0, "untrained": classifier.score(leaves(params), sets.dev).metrics}
-        recovery = Recovery(sets, recipe, held.path, clock, options)
-        if recovery.steps:
-            sets.train.wanted = answers(base, sets.train, progress)
-            fitted = recovery.fit(config, params)
+        made: dict[str, Any] = {"step": 0, "untrained": classifier.score(stage.formed(params), sets.dev).metrics}
+        if stage.steps:
+            sets.train.wanted = answers(base, sets.train, options.progress)
+            fitted = stage.fit(config, params)
             params, made = fitted.params, made | fitted.summary()
-        params = leaves(params)
+        params = stage.formed(params)
         last = classifier.score(params, sets.dev)
-        before, after = base.size() | first.summary(), last.summary()
-        beside = measure.beside(held.path, base, sets.dev, first, last)
-        after["speedup"] = wish.faster((base.config, base.params), (config, params))
-        return checkpoint.finish(
-            held,
-            checkpoint.Model(config, params, base.tokenizer, base.labels),
-            stage="prune",
-            step=made["step"],
-            metrics=after["metrics"],
-            compression=[*base.manifest["compression"], {"stage": "prune", "speedup": after["speedup"]}],
-            parents=[inputs["from"]],
-            result=made | {"metrics": after["metrics"], "before": before, "after": after, "paired": beside},
-        )
+        speed = {"speedup": wish.faster((base.config, base.params), (config, params))}
+        return stage.finished(Model(config, params, base.tokenizer, base.labels), last, made, speed, speed)
 
 
 def _smaller(
@@ -92,10 +68,6 @@ def _smaller(
         with progress.task("fitting what stays", 2 * len(config.layers)) as task:
             params = refit(shallow, (config, params), _batches(examples, rows), task.update)
     return config, params
-
-
-def _unchanged(params: Any) -> Any:
-    return params
 
 
 def _batches(examples: Examples, rows: np.ndarray) -> list[Batch]:

@@ -39,7 +39,7 @@ class Observed(Matrix):
         return matmul(x, self.w, transpose=transpose)
 
     def rows(self, ids: jax.Array) -> jax.Array:
-        raise NotImplementedError("a table that is looked up has no input to show")
+        raise TypeError("a table that is looked up has no input to show")
 
 
 def sample(examples: Examples, count: int, seed: int = 0) -> Examples:

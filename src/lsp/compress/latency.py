@@ -5,9 +5,9 @@ Dimensions: B rows, T tokens, D width.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,8 @@ from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef, initialise
 
 Tree = Any
-ROUNDS = 15  # in turns
+Key = TypeVar("Key", bound=Hashable)
+LIMITS = timing.Limits(rounds=15, seconds=float("inf"))
 UNITS = 16  # a processor's vectors are so wide: units are kept in whole ones
 STEPS = 16  # numbers of units that are tried of a layer
 GRID = 4000  # parts that a budget of time is counted in
@@ -69,7 +70,7 @@ def saved(
         interrupt.check()
         calls[shape] = _call(replace(config, layers=(shape,), vocab_size=8), form, x_BTD, segments_BT)
         task(done)
-    turns = timing.interleaved(calls, ROUNDS)
+    turns = _turns(calls)
     found: dict[Block, dict[int, float]] = {}
     for number, layer in enumerate(config.layers):
         whole = float(np.median(turns[layer]))
@@ -79,10 +80,17 @@ def saved(
     return found
 
 
-def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+def _turns(calls: Mapping[Key, Callable[[], Any]]) -> dict[Key, np.ndarray]:
+    """The seconds [R] of each call, which is made once before for what it compiles."""
+    for call in calls.values():
+        call()
+    return dict(zip(calls, timing.interleaved(list(calls.values()), LIMITS)[:, :, 0], strict=True))
+
+
+def ratio(one: np.ndarray, other: np.ndarray) -> float:
     """How many times as long one took as the other: the median over rounds in which both had a turn, so that what else
     the machine does hardly shows."""
-    return float(np.median(np.array(one) / np.array(other)))
+    return float(np.median(one / other))
 
 
 def _blocks(layer: Layer) -> list[tuple[str, int]]:
@@ -108,7 +116,7 @@ def seconds(models: Mapping[str, tuple[ModelConfig, Tree]], batch: Batch) -> dic
     other so much more or less as it took in the same rounds."""
     arrays = {name: jnp.asarray(batch[name]) for name in ("tokens", "segments", "types")}
     calls = {name: _classify(config, params, arrays) for name, (config, params) in models.items()}
-    turns = timing.interleaved(calls, ROUNDS)
+    turns = _turns(calls)
     first = next(iter(turns.values()))
     return {name: float(np.median(first)) * ratio(taken, first) for name, taken in turns.items()}
 

@@ -85,6 +85,46 @@ def score(recipe: recipes.Pruning) -> Score:
             return fisher.score(recipe.block)
 
 
+class _Draw(NamedTuple):
+    """When masks are drawn in a run, and how many weights they then leave; a share `goal` is gone at `end`."""
+
+    goal: float
+    pattern: Pattern | None
+    by_layer: bool
+    begin: int
+    end: int
+    every: int
+
+    @classmethod
+    def of(cls, recipe: recipes.Pruning, steps: int) -> "_Draw":
+        """Raises LspError (exit 2)."""
+        pattern = Pattern.parse(recipe.pattern) if recipe.pattern else None
+        begin, end = round(recipe.begin * steps), round(recipe.end * steps)
+        if begin > end:
+            raise LspError(
+                f"prune.begin = {recipe.begin} is after prune.end = {recipe.end}.", hint="Lower prune.begin."
+            )
+        end = min(end, steps - 1)  # the last update of all is number steps - 1
+        goal = pattern.sparsity if pattern else recipe.sparsity
+        return cls(goal, pattern, recipe.scope == "layer", min(begin, end), end, recipe.every)
+
+    def due(self, step: jax.Array, drawn: jax.Array) -> jax.Array:
+        """Whether they are drawn anew at a step, when they last were at the step `drawn`."""
+        return (step >= self.begin) & (drawn < self.end) & ((step - drawn >= self.every) | (step >= self.end))
+
+    def masks(self, scores: Tree, masks: Tree, step: jax.Array) -> Tree:
+        """What is left of `masks` at a step: of the least scores so many go as the schedule has it."""
+        if self.pattern:
+            scores = jax.tree.map(self.pattern.held, scores)
+
+        def fewer(scores: Tree, masks: Tree) -> Tree:
+            number = sum(score.size for score in jax.tree.leaves(scores))
+            behind = (self.goal - cubic(step, self.begin, self.end, self.goal)) * number
+            return largest(scores, round(self.goal * number) - jnp.round(behind).astype(jnp.int32), masks)
+
+        return jax.tree.map(fewer, scores, masks) if self.by_layer else fewer(scores, masks)
+
+
 def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformationExtraArgs:
     """Zeros that grow along `cubic` over a run of `steps`, to be chained last, after weight decay.
 
@@ -96,33 +136,16 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     Raises LspError (exit 2) when `begin` is after `end`; `init` does when the pattern does not fit a matrix (2) or what
     the score remembers does not fit the memory (5).
     """
-    by = score(recipe)
-    pattern = Pattern.parse(recipe.pattern) if recipe.pattern else None
-    goal = pattern.sparsity if pattern else recipe.sparsity
-    begin, end = round(recipe.begin * steps), round(recipe.end * steps)
-    if begin > end:
-        raise LspError(f"prune.begin = {recipe.begin} is after prune.end = {recipe.end}.", hint="Lower prune.begin.")
-    end = min(end, steps - 1)  # the last update of all is number steps - 1
-    begin = min(begin, end)
-
-    def drawn(scores: Tree, masks: Tree, step: jax.Array) -> Tree:
-        if pattern:
-            scores = jax.tree.map(pattern.held, scores)
-
-        def fewer(scores: Tree, masks: Tree) -> Tree:
-            number = sum(score.size for score in jax.tree.leaves(scores))
-            behind = (goal - cubic(step, begin, end, goal)) * number
-            return largest(scores, round(goal * number) - jnp.round(behind).astype(jnp.int32), masks)
-
-        return jax.tree.map(fewer, scores, masks) if recipe.scope == "layer" else fewer(scores, masks)
+    by, draw = score(recipe), _Draw.of(recipe, steps)
 
     def init(params: Tree) -> Pruned:
-        if pattern:
-            _fits(pattern, params)
+        if draw.pattern:
+            _fits(draw.pattern, params)
         # A comparison makes new arrays: donating the state can't delete the caller's parameters. Only for matrices:
         # `params != 0` on a bias that starts at zero would freeze it.
         masks, memory = _each(lambda w: w != 0, params), by.begin(_each(lambda w: w, params))
-        first = begin if begin < end else begin - recipe.every  # at `begin` itself there is nothing to remove yet
+        # At `begin` itself there is nothing to remove yet.
+        first = draw.begin if draw.begin < draw.end else draw.begin - recipe.every
         return Pruned(jnp.int32(first), masks, memory)
 
     def update(
@@ -144,11 +167,11 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
         def redrawn() -> tuple[Tree, Tree]:
             # A weight without mask goes first, whatever its score.
             scores = jax.tree.map(lambda m, s: jnp.where(m, s, -jnp.inf), state.masks, by.judge(memory, moved))
-            masks = drawn(scores, state.masks, step)
+            masks = draw.masks(scores, state.masks, step)
             gone = jax.tree.map(lambda before, after: before & ~after, state.masks, masks)
             return masks, by.mend(memory, moved, gone, masks)
 
-        due = (step >= begin) & (state.drawn < end) & ((step - state.drawn >= recipe.every) | (step >= end))
+        due = draw.due(step, state.drawn)
         masks, mended = jax.lax.cond(due, redrawn, lambda: (state.masks, jax.tree.map(jnp.zeros_like, moved)))
         updates = jax.tree.map(
             lambda mask, u, w, m: u if mask is None else jnp.where(mask, u + m, -w),

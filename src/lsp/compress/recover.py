@@ -1,16 +1,25 @@
-"""Training that makes up for what pruning took: the pruned model learns to answer as the one it was."""
+"""A stage of pruning from its claim to its result, and the training between that makes up for what went: the pruned
+model learns to answer as the one it was."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
 
+from lsp import checkpoint, directory
 from lsp import recipe as recipes
+from lsp.checkpoint import Checkpoint, Model
+from lsp.compress import measure
 from lsp.compress.distill import match_teacher
+from lsp.compress.quantize import quantize
 from lsp.model.config import ModelConfig
+from lsp.model.int8 import present
 from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
+from lsp.train.evaluate import Classifier, Scores
 from lsp.train.loop import Fitted, fit
 from lsp.train.objectives import Objective
 from lsp.train.options import Options
@@ -18,24 +27,90 @@ from lsp.train.options import Options
 TEMPERATURE = 2.0  # as `distill.temperature` has it
 
 
-class Recovery(NamedTuple):
-    """How a pruned model is trained: on what, with the answers `wanted` of its former self, and where its steps go."""
+@contextmanager
+def claimed(
+    start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options
+) -> Iterator[directory.Run]:
+    """`directory.claim` for a stage that prunes `start`."""
+    inputs = files.digests() | {"from": directory.identity(directory.read(start))}
+    dumped = recipes.dump(recipe)
+    with directory.claim(
+        out, command="compress prune", recipe=dumped, inputs=inputs, overwrite=options.overwrite
+    ) as held:
+        yield held
 
+
+class Stage(NamedTuple):
+    """Pruning under way: where it goes, the classifier that it begins with, and how and which examples are read."""
+
+    held: directory.Run
+    base: Checkpoint
+    how: labelled.Reading
     sets: labelled.Sets
     recipe: recipes.Prune
-    path: Path
     clock: Clock
     options: Options
+
+    @classmethod
+    def begun(
+        cls,
+        held: directory.Run,
+        start: Path,
+        recipe: recipes.Prune,
+        files: labelled.Files,
+        options: Options,
+    ) -> "Stage":
+        """The stage with what it reads. Raises LspError: 4 for a damaged run, 2 for one that is no classifier, 3 for
+        unusable examples."""
+        clock = Clock(options.budget)
+        base = checkpoint.open(start).expect("classes")
+        length = min(recipe.data.sequence_length, base.config.max_length)
+        how = labelled.Reading(base.tokenizer, length, base.config.problem)
+        sets = labelled.read_sets(files._replace(names=base.labels), how, options.progress)
+        return cls(held, base, how, sets, recipe, clock, options)
+
+    @property
+    def config(self) -> ModelConfig:
+        """That of the model, with the recipe's dropout."""
+        return replace(self.base.config, dropout=self.recipe.head.dropout)
 
     @property
     def steps(self) -> int:
         """0 where there is to be no training."""
         return labelled.counted(self.recipe.train, len(self.sets.train)).steps
 
+    def formed(self, params: Any) -> Any:
+        """Parameters as the stage writes them: int8 if the model came so."""
+        return quantize(params) if present(self.base.params) else params
+
     def fit(self, config: ModelConfig, params: Any, transform: optax.GradientTransformation | None = None) -> Fitted:
-        """`params`, floats, trained; `transform` is chained after the optimizer. Raises as `loop.fit`."""
+        """`params`, floats, trained on what is `wanted` of the examples; `transform` is chained after the optimizer.
+        Raises as `loop.fit`."""
         objective = Objective(match_teacher(TEMPERATURE, self.recipe.prune.hard, config.problem))
         plan = labelled.plan(config, params, objective, self.sets, self.recipe, self.clock)
         plan = replace(plan, transform=transform)
-        with trackers.opened(self.options.track, self.path, self.options.progress) as followers:
-            return fit(plan, self.path, self.options.progress, followers)
+        with trackers.opened(self.options.track, self.held.path, self.options.progress) as followers:
+            return fit(plan, self.held.path, self.options.progress, followers)
+
+    def finished(
+        self, model: Model, last: Scores, made: dict[str, Any], after: dict[str, Any], applied: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The run sealed, and its result: what training `made`, and the model, that scores `last`, beside the one that
+        it was. `after` is what else there is to say of it, `applied` what the manifest says was done."""
+        first = Classifier(self.base.config).score(self.base.params, self.sets.dev)
+        compared = {
+            "metrics": last.metrics,
+            "before": self.base.size() | first.summary(),
+            "after": last.summary() | after,
+            "paired": measure.beside(self.held.path, self.base, self.sets.dev, first, last),
+        }
+        return checkpoint.finish(
+            self.held,
+            model,
+            stage="prune",
+            step=made["step"],
+            metrics=last.metrics,
+            compression=[*self.base.manifest["compression"], {"stage": "prune"} | applied],
+            parents=[self.held.inputs["from"]],
+            result=made | compared,
+        )

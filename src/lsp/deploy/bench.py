@@ -7,7 +7,6 @@ Suffixes: M models, R rounds, E calls of a turn.
 """
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lsp import interrupt
+from lsp import interrupt, timing
 from lsp.checkpoint import Checkpoint
 from lsp.data.examples import Examples, alone
 from lsp.data.tokenizer import CLS, MASK, SEP, Tokenizer
@@ -28,9 +27,6 @@ from lsp.deploy.parity import Answer
 from lsp.model.encoder import graphdef
 from lsp.train.evaluate import Classifier
 
-Clock = Callable[[], float]
-
-LEAST = 3  # rounds, whatever the limits are
 IN_A_ROW = 10  # calls of a turn where one call is short
 PERCENTILES = (50, 90, 99)
 TEXTS = 256  # whose lengths are drawn where no data is given
@@ -49,14 +45,6 @@ class Timed:
     tokenizer: Tokenizer
     max_length: int
     size: Sequence[parts.Part] = ()
-
-
-class Limits(NamedTuple):
-    """When a case has been timed enough: after so many rounds or seconds, what comes first, but 3 rounds at least."""
-
-    rounds: int = 50
-    seconds: float = 10.0
-    clock: Clock = time.perf_counter
 
 
 class Shapes(NamedTuple):
@@ -154,43 +142,18 @@ def drawn(model: Timed) -> Examples:
 # --- timing --------------------------------------------------------------------------------------------------------
 
 
-def measure(case: Case, limits: Limits) -> Timings:
+def measure(case: Case, limits: timing.Limits) -> Timings:
     """Every model compiled, then timed in turns."""
     compiling = [_compile(call, limits.clock) for call in case.calls]
-    return Timings(interleaved(case, limits), compiling)
+    return Timings(timing.interleaved(case.calls, limits, case.in_a_row), compiling)
 
 
-def _compile(call: Callable[[], Any], clock: Clock) -> float:
+def _compile(call: Callable[[], Any], clock: timing.Clock) -> float:
     began = clock()
     interrupt.apart(call)  # the first call compiles, and a signal is heard meanwhile
     compiled = clock()
     call()
     return max(0.0, 2 * compiled - began - clock())
-
-
-def interleaved(case: Case, limits: Limits) -> np.ndarray:
-    """Seconds float64 [M, R, E] of calls in turns, one model's after the other's in every round.
-
-    Before a turn of several calls there is one that is not counted: it brings the model's weights back into the caches,
-    where they are when it alone answers.
-    """
-    clock, began = limits.clock, limits.clock()
-    rounds: list[list[list[float]]] = []
-    while len(rounds) < LEAST or (len(rounds) < limits.rounds and clock() - began < limits.seconds):
-        interrupt.check()
-        rounds.append([_turn(call, case.in_a_row, clock) for call in case.calls])
-    return np.array(rounds, np.float64).transpose(1, 0, 2)
-
-
-def _turn(call: Callable[[], Any], in_a_row: int, clock: Clock) -> list[float]:
-    if in_a_row > 1:
-        call()
-    seconds = []
-    for _ in range(in_a_row):
-        began = clock()
-        call()
-        seconds.append(clock() - began)
-    return seconds
 
 
 # --- what it means -------------------------------------------------------------------------------------------------
