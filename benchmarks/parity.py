@@ -103,10 +103,10 @@ def answers(runs: Path, root: Path) -> None:
     from flax import nnx
 
     from lsp import checkpoint
-    from lsp.compress.quantize import dequantize
     from lsp.data.examples import Examples
     from lsp.data.tasks import Table
     from lsp.model.encoder import graphdef
+    from lsp.model.weightonly import dequantize
 
     sentences = [(text,) for text in texts(root, "sst2")[-1821 - 872 :][:SENTENCES]]
     for run, place in json.loads(runs.read_text()):

@@ -91,8 +91,8 @@ def body(result: Row) -> Iterator[str]:
     yield from page.section("Labels that flipped", *_flipped(rows, result["flips"], given["name"]))
     script = page.lines(result["again"])
     told = page.note(
-        "Words in capitals stand for files, known by the hash of what they hold. Runs do not record budgets, columns "
-        "and goals. --out is new, so that nothing is written over."
+        "Words in capitals stand for files, known by the hash of what they hold. Runs do not record budgets, columns, "
+        "goals, a tokenizer that was given, --seeds and --sweep. --out is new, so that nothing is written over."
     )
     yield from page.section("Make it again", script, told)
 

@@ -32,7 +32,7 @@ class Dot(NamedTuple):
 def curves(chart: Chart) -> str:
     """The chart's lines, and held-out values as points; the picture that `lsp plot` draws, in a page."""
     left, right, low, high = chart.limits()
-    frame = _Frame((left, right), (low, high), 240, chart.log)
+    frame = _Frame((left, right), (low, high), 240)
     pieces = frame.axes(chart.title(), chart.axis)
     for number, (curve, line) in enumerate(zip(chart.curves, chart.lines(), strict=True)):
         colour = COLOURS[number % len(COLOURS)]
@@ -46,7 +46,7 @@ def curves(chart: Chart) -> str:
 def scatter(dots: Sequence[Dot], title: str, axes: tuple[str, str]) -> str:
     """The dots with their names; the best are filled, and a line goes through them in the order of x."""
     xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
-    frame = _Frame(_wider(xs), _wider(ys), 360, False)
+    frame = _Frame(_wider(xs), _wider(ys), 360)
     pieces = frame.axes(f"{axes[1]} · {title}", axes[0])
     line = [frame.place((dot.x, dot.y)) for dot in sorted(dots) if dot.best]
     places = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
@@ -88,26 +88,22 @@ def bars(rows: Sequence[tuple[str, dict[str, float]]], unit: str) -> str:
 class _Frame:
     """The box that values are drawn in: x from left to right, y from the bottom up, both with some room around."""
 
-    def __init__(self, xs: tuple[float, float], ys: tuple[float, float], height: int, log: bool) -> None:
-        self.height, self.log = height, log
+    def __init__(self, xs: tuple[float, float], ys: tuple[float, float], height: int) -> None:
+        self.height = height
         self.xs, self.low, self.high = xs, ys[0], ys[1]
-        bottom, top = self._level(self.low), self._level(self.high)
-        pad = 0.04 * (top - bottom) or 0.5
-        self.bottom, self.top = bottom - pad, top + pad
-
-    def _level(self, y: float) -> float:
-        return math.log(y) if self.log else y
+        pad = 0.04 * (self.high - self.low) or 0.5
+        self.bottom, self.top = self.low - pad, self.high + pad
 
     def place(self, point: tuple[float, float]) -> tuple[float, float]:
         across = (point[0] - self.xs[0]) / ((self.xs[1] - self.xs[0]) or 1.0)
-        up = (self._level(point[1]) - self.bottom) / (self.top - self.bottom)
+        up = (point[1] - self.bottom) / (self.top - self.bottom)
         return LEFT + across * (WIDTH - LEFT - RIGHT), TOP + (1 - up) * (self.height - TOP - BOTTOM)
 
     def axes(self, title: str, below: str) -> list[str]:
         """Title, grid, numbers and the name of the x axis."""
         floor = self.height - BOTTOM
         pieces = [_words(0, 14, title, colour="#222")]
-        for tick in ticks(self.low, self.high, 5, self.log):
+        for tick in ticks(self.low, self.high, 5, False):
             y = self.place((self.xs[0], tick))[1]
             pieces.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{PALE}"/>')
             pieces.append(_words(LEFT - 8, y + 4, short(tick), "end"))

@@ -13,11 +13,11 @@ from flax import nnx
 from lsp import Exit, LspError, recipe
 from lsp.compress import prune
 from lsp.compress.calibrated import maker
-from lsp.compress.quantize import dequantize, quantize
+from lsp.compress.quantize import quantize
 from lsp.model import encoder
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.int8 import Int8
-from lsp.model.weightonly import WeightOnly, is_quantized
+from lsp.model.weightonly import WeightOnly, dequantize, is_quantized
 from lsp.train.evaluate import Classifier
 
 Draw = Callable[[ModelConfig, int], dict]

@@ -9,10 +9,11 @@ import pytest
 
 from lsp.compress import smooth
 from lsp.compress.calibrated import maker
-from lsp.compress.quantize import dequantize, quantize
+from lsp.compress.quantize import quantize
 from lsp.data.examples import Examples
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.int8 import Int8, matmul, quantize_array
+from lsp.model.weightonly import dequantize
 from lsp.recipe import Quantization
 from lsp.train.evaluate import Classifier
 

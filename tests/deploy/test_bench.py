@@ -15,11 +15,11 @@ import pytest
 from lsp import Exit, checkpoint, cli, manifest, timing
 from lsp.arrays import stored_bytes
 from lsp.commands import bench as verb
-from lsp.compress.quantize import dequantize
 from lsp.data.examples import Examples, alone
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import bench, parts
+from lsp.model.weightonly import dequantize
 
 Build = Callable[..., checkpoint.Model]
 Store = Callable[[checkpoint.Model, Path], Path]

@@ -64,10 +64,10 @@ def export(
     """
     need(begin)
     apart(out, begin)
-    if kind == "onnx":
-        for package in ("onnx", "onnxruntime"):
-            need_package(package, "onnx", "--format onnx")
-    elif runtime != "any":
+    packages = {"onnx": ("onnx", "onnxruntime"), "stablehlo": ("flatbuffers",)}
+    for package in packages.get(kind, ()):
+        need_package(package, kind, f"--format {kind}")
+    if runtime != "any" and kind != "onnx":
         raise LspError(f"--runtime is for ONNX files, and --format is {kind}.", hint="Leave it out.")
     from lsp.commands import export as verb
 

@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -34,15 +34,9 @@ from lsp.arguments import (
     TrackerOpt,
     apart,
     need,
-    need_trackers,
-    parse_duration,
 )
-from lsp.cli.app import app, report
+from lsp.cli.app import app, report, training
 from lsp.data import glue
-
-if TYPE_CHECKING:
-    from lsp.train.options import Options
-
 
 GATE = re.compile(r"\w+=[-+]?\d*\.?\d+(e[-+]?\d+)?")
 
@@ -119,15 +113,6 @@ def need_start(begin: str, tokenizer: Path | None, out: Path) -> None:
         raise LspError(
             "--from scratch has no tokenizer.", hint="Add --tokenizer DIR: prepared data or any run has one."
         )
-
-
-def training(quiet: bool, overwrite: bool, budget: str, tracker: list[str]) -> "Options":
-    """How a command trains. Raises LspError for a budget that is none, and for trackers that are not there."""
-    seconds = parse_duration(budget)
-    need_trackers(tracker)
-    from lsp.train.options import Options
-
-    return Options(console.Progress(quiet), overwrite, seconds, tracker)
 
 
 def labelled_files(

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import jax
 
 from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, timing
-from lsp.compress.quantize import dequantize
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.deploy import bench, exported
 from lsp.model import int8
+from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 
 ROWS = 10  # of the drawing in a terminal

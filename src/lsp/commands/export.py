@@ -34,7 +34,7 @@ def run(
         manifest = {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]}
         if compared and base.config.head == "classes":  # what `lsp predict` and `lsp bench` open
             manifest |= {
-                "runtime": kind,
+                "exported": kind,
                 "labels": list(base.labels),
                 "problem": base.config.problem,
                 "max_length": base.config.max_length,
@@ -56,17 +56,20 @@ def _to_onnx(base: checkpoint.Checkpoint, out: Path, progress: Any, runtime: onn
     model = _model(base)
     files = [*onnx.write(model, out, runtime), README]
     directory.write_atomically(out / README, card(base.manifest, base.path.name, "onnx") + onnx.usage(model.config))
-    progress.say("comparing it with the run")
-    return files, {"operators": runtime} | onnx.check(model, out)
+    return files, {"runtime": runtime} | _compared(onnx.answerer(out), model, out, progress)
 
 
 def _to_stablehlo(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
     model = _model(base)
     files = stablehlo.write(model, out)
+    return files, _compared(stablehlo.answerer(out), model, out, progress)
+
+
+def _compared(answer: parity.Answer, model: checkpoint.Model, out: Path, progress: Any) -> dict[str, Any]:
     progress.say("comparing it with the run")
-    compared = parity.compare(stablehlo.answerer(out), model, stablehlo.TOLERANCE)
+    compared = parity.compare(answer, model)
     parity.refuse(out, compared)
-    return files, compared
+    return compared
 
 
 def _model(base: checkpoint.Checkpoint) -> checkpoint.Model:

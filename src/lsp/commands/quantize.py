@@ -4,13 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsp import checkpoint, console, directory
+from lsp import LspError, checkpoint, console, directory
 from lsp import recipe as recipes
 from lsp.compress import calibrate, calibrated, measure, sensitivity, trained
-from lsp.compress.quantize import Tree, dequantize, quantize
+from lsp.compress.quantize import Tree, quantize
 from lsp.compress.teacher import answers
 from lsp.data import text
 from lsp.data.examples import Examples
+from lsp.model.weightonly import any_quantized, dequantize
 from lsp.train import labelled
 from lsp.train.clock import Clock
 from lsp.train.compare import FIRST
@@ -50,6 +51,8 @@ def run(
         if held.complete:
             return held.result()
         base = checkpoint.open(start).expect("classes") if dev or train else checkpoint.open(start)
+        if recipe.quantize.applied() != recipes.Quantization().applied() and any_quantized(base.params):
+            raise LspError(f"{start} is quantised already.", hint="Start from the float run that it was made of.")
         if recipe.quantize.method == "trained":
             assert dev is not None and train is not None
             made = learnt(base, recipe, labelled.Files(train, dev, columns, base.labels), held.path, progress)

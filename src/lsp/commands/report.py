@@ -122,7 +122,7 @@ def _parts(stage: Stage, name: str) -> Iterator[dict[str, Any]]:
     """What of a model's bytes is its vocabulary, its encoder, …; of an export its tokenizer, where that is apart."""
     if "model" in stage.manifest:
         found = parts.of_run(checkpoint.open(stage.path))
-    elif stage.manifest.get("stage") == "export" and (stage.path / "tokenizer").is_dir():
+    elif "exported" in stage.manifest:
         found = parts.of_export(stage.path)
     else:
         return

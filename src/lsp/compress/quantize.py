@@ -51,11 +51,6 @@ def quantizable(path: Path) -> bool:
     return path[0] != "classifier" and path[-1] in ("kernel", "table")
 
 
-def dequantize(params: Tree) -> Tree:
-    """Every quantised leaf as float32 again, for training. What rounding lost stays lost."""
-    return mapped(lambda path, value: value.dequantize() if is_quantized(value) else value, params)
-
-
 def mapped(leaf: Callable[[Path, Any], Any], tree: Tree, path: Path = ()) -> Tree:
     """The same tree with `leaf(path, value)` in the place of each value."""
     return {

@@ -13,18 +13,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from lsp import interrupt, timing
 from lsp.checkpoint import Checkpoint
 from lsp.data.examples import Examples, alone
 from lsp.data.tokenizer import CLS, MASK, SEP, Tokenizer
-from lsp.deploy import parts
+from lsp.deploy import parity, parts
 from lsp.deploy.exported import Exported
 from lsp.deploy.parity import Answer
-from lsp.model.encoder import graphdef
 from lsp.train.evaluate import Classifier
 
 IN_A_ROW = 10  # calls of a turn where one call is short
@@ -86,18 +83,9 @@ def of_export(model: Exported, name: str) -> Timed:
 def of_params(base: Checkpoint, params: Any, name: str) -> Timed:
     """A run with these parameters in the place of its own: a classifier's logits, or an encoder's hidden states."""
     config = base.config
-    structure, params = graphdef(config), jax.device_put(params)
+    params = jax.device_put(params)
+    answer = parity.answerer(config, params)
     classifier = Classifier(config) if config.head == "classes" else None
-
-    @jax.jit
-    def compute(params: Any, tokens_BT: jax.Array, types_BT: jax.Array) -> jax.Array:
-        model = nnx.merge(structure, params)
-        inputs = (tokens_BT, (tokens_BT != 0).astype(jnp.int32), types_BT)
-        return model.encode(*inputs) if classifier is None else model.classify(*inputs)
-
-    def answer(tokens_BT: np.ndarray, types_BT: np.ndarray) -> np.ndarray:
-        return jax.device_get(compute(params, tokens_BT, types_BT))
-
     many = partial(each_alone, answer) if classifier is None else partial(classifier.logits, params)
     return Timed(name, answer, many, base.tokenizer, config.max_length)
 

@@ -12,7 +12,8 @@ def card(manifest: dict[str, Any], name: str, library: str = "transformers") -> 
     head = manifest["model"]["head"]
     about = {
         "library_name": library,
-        "pipeline_tag": TASKS.get(head, "feature-extraction"),
+        # Of an encoder transformers has words to guess, and the other formats hidden states.
+        "pipeline_tag": TASKS.get(head if library == "transformers" or head == "classes" else "", "feature-extraction"),
         "tags": ["lsp", manifest["model"]["preset"]],
     }
     # JSON is YAML, and quotes what needs quoting.

@@ -36,7 +36,7 @@ class Exported:
 
 def holds(path: Path) -> bool:
     """Whether a directory is an export that can be opened here, and no run. Raises LspError (exit 4) for neither."""
-    return "runtime" in directory.read(path, verify=False)
+    return "exported" in directory.read(path, verify=False)
 
 
 def open(path: Path) -> Exported:
@@ -51,20 +51,19 @@ def open(path: Path) -> Exported:
         labels=tuple(manifest["labels"]),
         problem=manifest["problem"],
         max_length=manifest["max_length"],
-        answer=_answerer(path, manifest["runtime"], tokenizer),
+        answer=_answerer(path, manifest["exported"]),
     )
 
 
-def _answerer(path: Path, runtime: str, tokenizer: Tokenizer) -> Answer:
-    if runtime == "stablehlo":
+def _answerer(path: Path, kind: str) -> Answer:
+    if kind == "stablehlo":
         from lsp.deploy import stablehlo
 
         return stablehlo.answerer(path)
-    if runtime == "onnx":
+    if kind == "onnx":
         from lsp.deploy import onnx
 
-        theirs, answer = tokenizer.theirs, onnx.answerer(path)  # its pieces have the ids of tokenizer.json
-        return lambda tokens_BT, types_BT: answer(theirs[tokens_BT], types_BT)
+        return onnx.answerer(path)
     raise LspError(
-        f"{path} is for {runtime}, which this version of lsp does not open.", hint="Upgrade lsp.", code=Exit.ARTIFACT
+        f"{path} is for {kind}, which this version of lsp does not open.", hint="Upgrade lsp.", code=Exit.ARTIFACT
     )

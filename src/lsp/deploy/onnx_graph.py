@@ -8,6 +8,7 @@ Dimensions: B rows, T tokens, M = B·T, D width, H heads, S head size, V vocabul
 and K inputs and N outputs of a dense layer.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -190,6 +191,8 @@ class _Model:
         """A kernel of ours [K, Z·G·S] as ONNX has it: [Z, G·S, K]."""
         if not isinstance(kernel, Int8):
             return _gates(floats(kernel), size)
+        if kernel.factor is not None:
+            return _gates(floats(kernel.dequantize()), size)
         rows = self.graph("Cast", _gates(kernel.q, size), to=TensorProto.FLOAT)
         return self.graph("Mul", rows, _gates(kernel.scale, size))
 
@@ -219,7 +222,8 @@ def _cut(part: Tree, layer: Layer, place: int) -> Tree:
     factor = np.float32(1 if place else layer.head_size**-0.5)
     kernel = part["kernel"]
     if isinstance(kernel, Int8):
-        cut: Any = Int8(columns(kernel.q), columns(kernel.scale) * factor, columns(kernel.colsum), kernel.axis)
+        scale = columns(kernel.scale) * factor
+        cut: Any = replace(kernel, q=columns(kernel.q), scale=scale, colsum=columns(kernel.colsum))
     else:
         cut = columns(floats(kernel)) * factor
     return {"kernel": cut} | ({"bias": columns(floats(part["bias"])) * factor} if "bias" in part else {})

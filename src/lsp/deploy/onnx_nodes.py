@@ -50,17 +50,27 @@ class Graph:
     def linear(self, x: str, part: Tree) -> str:
         """x [M, K] by a dense layer of ours: [M, N]."""
         kernel = part["kernel"]
-        y = self.product8(x, kernel) if isinstance(kernel, Int8) else self("MatMul", x, floats(kernel))
+        y = self.rounded(x, kernel) if isinstance(kernel, Int8) else self("MatMul", x, floats(kernel))
         # [1, N] and not [N]: what ONNX Runtime makes of a bias and a GELU takes longer than the two of them.
         return self("Add", y, floats(part["bias"])[None]) if "bias" in part else y
 
-    def product8(self, x: str, kernel: Int8) -> str:
-        """x [M, K] by an int8 kernel, each row of x rounded to int8 by its own scale, as `int8.matmul` does it.
+    def rounded(self, x: str, kernel: Int8) -> str:
+        """x [M, K] by an int8 kernel, with what SmoothQuant and static limits do to x before."""
+        if kernel.factor is not None:
+            x = self("Mul", x, floats(kernel.factor))
+        if kernel.limit is None:
+            return self.product8(x, kernel)
+        limit = floats(kernel.limit).reshape(())
+        return Graph.product8(self, self("Clip", x, -limit, limit), kernel, limit.reshape(1, 1))
+
+    def product8(self, x: str, kernel: Int8, limit: np.ndarray | None = None) -> str:
+        """x [M, K] by an int8 kernel, each row of x rounded to int8 by its own scale, as `int8.matmul` does it, or all
+        by that of a `limit` [1, 1].
 
         Runtimes are fast at uint8 times int8, so q + 128 is what is multiplied. The columns are scaled before the rows:
         ONNX Runtime 1.31 makes one operator of the other order and the bias, and scales the bias by the row with it.
         """
-        largest = self.largest(x)
+        largest: Any = self.largest(x) if limit is None else limit
         q = self("Round", self("Mul", x, self("Div", np.float32(LARGEST), largest)))
         q = self("Cast", self("Add", q, np.float32(128)), to=TensorProto.UINT8)
         y = self("Cast", self("MatMulInteger", q, kernel.q, np.uint8(128)), to=TensorProto.FLOAT)
@@ -96,7 +106,7 @@ class FusedGraph(Graph):
     version 1.31.
     """
 
-    def product8(self, x: str, kernel: Int8) -> str:
+    def product8(self, x: str, kernel: Int8, limit: np.ndarray | None = None) -> str:
         """One operator rounds; one multiplies, casts and scales. It would scale a bias as well, so it gets none."""
         largest = self.largest(x)
         scale = self("Squeeze", self("Div", largest, np.float32(LARGEST)), ints(-1))

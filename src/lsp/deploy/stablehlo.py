@@ -18,21 +18,20 @@ from jax import export
 from lsp import Exit, LspError, interrupt
 from lsp.checkpoint import Model
 from lsp.data.tokenizer import SEP, SPECIALS, SentencePiece
-from lsp.deploy.parity import Answer
+from lsp.deploy.parity import Answer, fits_one_file
 from lsp.manifest import write_atomically
 from lsp.model.encoder import graphdef
 
 FILE, CONFIG, README = "model.stablehlo", "config.json", "README.md"
 # Lowering for those that are not there costs a few kilobytes, and nothing when it runs.
 PLATFORMS = ("cpu", "cuda", "tpu")
-# On one machine program and run are the same sums in the same order; another platform may order them otherwise.
-TOLERANCE = 1e-3
 
 
 def write(model: Model, out: Path) -> list[str]:
     """The folder's files, by name. Raises LspError: 2 for what is no classifier, 5 without flatbuffers."""
     if model.config.head != "classes":
         raise LspError("--format stablehlo writes classifiers.", hint="Make one of the encoder: lsp finetune.")
+    fits_one_file(model.params)
     write_atomically(out / FILE, program(model))
     model.tokenizer.save(out / "tokenizer")
     write_atomically(out / CONFIG, json.dumps(_config(model), indent=1, ensure_ascii=False) + "\n")

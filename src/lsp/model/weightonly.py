@@ -56,6 +56,16 @@ def is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Int8 | WeightOnly)
 
 
+def any_quantized(params: Any) -> bool:
+    """Whether a tree holds such a matrix."""
+    return any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized)))
+
+
+def dequantize(params: Any) -> Any:
+    """Every quantised leaf of a tree as float32 again. What rounding lost stays lost."""
+    return jax.tree.map(lambda leaf: leaf.dequantize() if is_quantized(leaf) else leaf, params, is_leaf=is_quantized)
+
+
 def group_scales(w: np.ndarray, axis: int, bits: int, group: int) -> np.ndarray:
     """The scales of a matrix with at most `group` neighbours in a group (0: all), each absmax / largest: float32
     [G, N], or [V, G] for axis 0. Groups are of one size, but for the last. Zeros have a scale of 1. Raises ValueError
