@@ -38,7 +38,7 @@ WRITTEN = (
     *("structure.json", "flips.jsonl", "pareto.json", "chain.toml"),  # of compress stages
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
-WORK = ("manifest.json", "params", "tokenizer", "rows", "train", "candidates")
+WORK = ("manifest.json", "params", "tokenizer", "rows", "train", "candidates", "structure.json")
 
 
 @dataclass(frozen=True)

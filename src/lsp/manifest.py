@@ -239,7 +239,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def _bounded(file: BinaryIO, limit: int) -> bytes:
-    data = file.read(limit + 1)
+    size = os.fstat(file.fileno()).st_size
+    data = file.read(min(limit, size) + 1)  # a read of many bytes asks for the memory first
     if len(data) > limit:
         raise OSError(errno.EFBIG, "too large")
     return data

@@ -16,6 +16,7 @@ from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.deploy import bench
 from lsp.train import labelled
+from lsp.train.compare import FIRST
 from lsp.train.evaluate import Classifier, Scores
 from lsp.train.options import Options
 
@@ -23,7 +24,6 @@ CANDIDATES = "candidates"  # each stage of each chain, a run
 CHAIN = "chain.toml"  # the recipe of the chain that was taken
 MOST = 2000  # examples that speed is measured on
 LIMITS = timing.Limits(rounds=9, seconds=30.0)
-DECIDING = ("accuracy", "pearson")  # the metric that points are lost of, by problem
 
 
 class Stages(NamedTuple):
@@ -45,7 +45,7 @@ def run(
         out, command="compress search", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
     ) as held:
         if held.complete:
-            return held.result()
+            return _still(held, goal)
         base = checkpoint.open(start).expect("classes")
         files = files._replace(names=base.labels)
         trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
@@ -54,13 +54,7 @@ def run(
         front = search.front(tried)
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
         directory.write_atomically(out / "pareto.json", json.dumps(every, indent=1) + "\n")
-        if goal.missed(taken):
-            raise LspError(
-                f"None of {len(tried)} models meets the goal; the closest loses {taken.drop:.2f} points, is "
-                f"{taken.speedup:.2f} times as fast and has {console.size(taken.bytes)}: {taken.run}.",
-                hint="Ask for less, give more --budget, or take that one; all that was tried is in candidates/.",
-                code=Exit.NO,
-            )
+        _refuse(taken, goal, f"none of {len(tried)} models meets the goal; the closest is {taken.run}")
         model = checkpoint.open(Path(taken.run))
         directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
         first, last = trial.before(), trial.scored(model)
@@ -70,7 +64,7 @@ def run(
             checkpoint.Model(model.config, model.params, model.tokenizer, model.labels),
             stage="search",
             step=model.manifest["step"],
-            metrics=model.manifest["metrics"],
+            metrics=last.metrics,
             compression=model.manifest["compression"],
             parents=[inputs["from"]],
             result={
@@ -83,11 +77,33 @@ def run(
         )
 
 
+def _still(held: directory.Run, goal: Goal) -> dict[str, Any]:
+    """The result of a search that is complete, if what it took meets this goal too."""
+    result = held.result()
+    after = result["after"]
+    taken = Tried(str(held.path), None, False, after["drop"], after["speedup"], result["bytes"])
+    _refuse(taken, goal, f"{held.path} is complete, for another goal")
+    return result
+
+
+def _refuse(taken: Tried, goal: Goal, why: str) -> None:
+    """Raises LspError (exit 1) where the goal is missed."""
+    if goal.missed(taken):
+        raise LspError(
+            f"Missed: {why}. It loses {taken.drop:.2f} points, is {taken.speedup:.2f} times as fast and has "
+            f"{console.size(taken.bytes)}.",
+            hint="Ask for less, give more --budget or another --out; all that was tried is in candidates/.",
+            code=Exit.NO,
+        )
+
+
 def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
     """Chains, the cheap ones first: int8 alone; for each speed that the structure needs each depth without training,
     and of those the most accurate with training, until the goal is met or the time is up."""
     plain = trial.tried(None, trained=False)
     yield plain
+    if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
+        return
     last = 0.0
     for speedup in search.needed(goal, plain):
         free = []
@@ -128,7 +144,7 @@ class _Trial:
         stages: Stages,
     ) -> None:
         self.base, self.place, self.recipe, self.files, self.stages = base, place, recipe, files, stages
-        self.options = options._replace(budget=0.0, track=())
+        self.options = options._replace(budget=0.0, track=(), overwrite=False)  # of `out` all was removed before
         self.ends = time.monotonic() + options.budget if options.budget else float("inf")
         how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
         table = labelled.read_table(files.dev, files.columns, base.labels, how)
@@ -188,13 +204,13 @@ class _Trial:
     def _quantized(self, start: Path, name: str) -> Path:
         out = self.place / name
         progress = self.options.progress
-        stage = recipes.Quantize(data=self.recipe.data)
+        stage = recipes.Quantize()
         self.stages.quantize(start, out, stage, self.files.dev, self.files.columns, self.options.overwrite, progress)
         return out
 
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:
         """From disk where it was measured before, so that a search that goes on decides as it did."""
-        kept = run.with_name(f"{run.name}.json")
+        kept = self.place / f"{run.name}.json"
         model = checkpoint.open(run)
         found = json.loads(kept.read_text()) if kept.exists() else None
         if found is None or found["self"] != model.manifest["self"]:
@@ -203,9 +219,11 @@ class _Trial:
             calls = [partial(each.many, texts) for each, texts in zip(timed, examples, strict=True)]
             timings = bench.measure(bench.Case(calls, 1, len(examples[0]), {}), LIMITS)
             speed = bench.speedups(timings.seconds_MRE, baseline=1)[0]["speedup"]
-            found = {"self": model.manifest["self"], "speedup": speed}
+            found = {"self": model.manifest["self"], "speedup": speed, "metrics": self.scored(model).metrics}
+            self.place.mkdir(exist_ok=True)
             directory.write_atomically(kept, json.dumps(found) + "\n")
-        drop = 100 * (self._deciding(self.before().metrics) - self._deciding(model.manifest["metrics"]))
+        metric = FIRST[self.base.config.problem]
+        drop = 100 * (self.before().metrics[metric] - found["metrics"][metric])
         shape = shape and dataclasses.replace(shape, spelt=_spelt(model))
         tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"])
         self.options.progress.say(
@@ -220,10 +238,6 @@ class _Trial:
         if most is None:
             return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
         return how.examples(self.table)
-
-    @staticmethod
-    def _deciding(metrics: dict[str, float]) -> float:
-        return next(metrics[name] for name in DECIDING if name in metrics)
 
 
 def _row(one: Tried, goal: Goal) -> dict[str, Any]:

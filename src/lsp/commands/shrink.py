@@ -11,13 +11,14 @@ from lsp import recipe as recipes
 from lsp.checkpoint import Model
 from lsp.compress import latency, structure
 from lsp.compress.depth import with_layers
-from lsp.compress.quantize import dequantize, quantize
+from lsp.compress.quantize import quantize
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.refit import refit
 from lsp.compress.shrink import shrink
 from lsp.compress.teacher import answers
 from lsp.data.batches import Batch
 from lsp.data.examples import Examples
+from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
