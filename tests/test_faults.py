@@ -17,5 +17,5 @@ def test_no_fault_loses_anything(capsys: pytest.CaptureFixture[str]) -> None:
     code = faults.main(["--kills", "4", "--steps", "15"])
     report = json.loads(capsys.readouterr().out)
     assert report["violations"] == [] and code == 0
-    assert report["kills"]["made"] >= 4 and report["kills"]["equal"] == report["kills"]["runs"] == 2
+    assert report["kills"]["made"] >= 4 and report["kills"]["equal"] == report["kills"]["runs"] >= 2
     assert report["corrupted"]["said"] and report["two"]["named"]

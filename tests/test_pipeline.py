@@ -232,7 +232,7 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     first, other = (checkpoint.open(tmp_path / name) for name in ("best", "again"))
     jax.tree.map(np.testing.assert_array_equal, first.params, other.params)
     assert second["metrics"] == made["metrics"]
-    with pytest.raises(LspError, match="the closest loses") as missed:
+    with pytest.raises(LspError, match="the closest is") as missed:
         search.run(road / "classifier", tmp_path / "none", again, files, Goal(0.0, 99.0), AGAIN, STAGES)
     assert missed.value.code == 1
 

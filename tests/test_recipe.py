@@ -77,3 +77,18 @@ def test_every_key_is_explained(stage: type) -> None:
     rows = list(recipe.keys(stage))
     assert rows
     assert all(kind and meaning for _, kind, _, meaning in rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["prune.begin=0.7", "prune.end=0.2"], r"prune\.begin = 0\.7 is after prune\.end = 0\.2"),
+        (["train.epochs=0"], "train.epochs is 0"),
+        (["train.best=accuracy"], "train.best might"),
+        (["train.average=0.5"], "train.average might"),
+    ],
+)
+def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes: list[str], said: str) -> None:
+    with pytest.raises(LspError, match=said):
+        recipe.load(recipe.Prune, None, changes).check()
+    recipe.load(recipe.Prune, None, [*changes, "prune.what=structure"]).check()

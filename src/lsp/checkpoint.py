@@ -56,7 +56,7 @@ def open(path: Path, verify: bool = True) -> Checkpoint:
     if "model" not in manifest:
         hint = "Give the --out of pretrain, finetune or compress; prepared data goes to lsp pretrain --data."
         if manifest.get("stage") == "export":
-            takes = "" if "runtime" in manifest else f", or take it in: lsp import {path} --out RUN"
+            takes = "" if "exported" in manifest else f", or take it in: lsp import {path} --out RUN"
             hint = f"Give the run it was made from{takes}."
         raise LspError(
             f"{path} holds no model of lsp's: `{manifest.get('stage')}` made it.",

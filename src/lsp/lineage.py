@@ -14,7 +14,10 @@ from typing import Any
 from lsp import Exit, LspError, curves, manifest, recipe
 
 # Inputs in `run.json` that a command line has too, in this order, after options of their names (but for raw text).
-OPTIONS = ("from", "data", "valid", "tokenizer", "text", "train", "dev", "old", "old_dev", "format", "runtime")
+OPTIONS = (
+    *("from", "teacher", "augmenter", "data", "valid", "tokenizer", "text", "train", "dev", "old", "old_dev"),
+    *("format", "runtime"),
+)
 
 
 @dataclass(frozen=True)

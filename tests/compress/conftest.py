@@ -39,6 +39,7 @@ def invent() -> Callable[..., Examples]:
         made.sequence_length, made.decode = 32, str
         made.tokens = [random.integers(5, 300, random.choice(lengths)).astype(np.int32) for _ in range(count)]
         made.labels = random.integers(0, 3, count).astype(np.int32)
+        made.texts, made.wanted, made.known = [("",)] * count, None, np.ones(count, np.float32)
         made.weights, made.seconds = np.ones(count, np.float32), np.full(count, 2, np.int32)
         made.lengths = np.array([len(each) for each in made.tokens])
         made.too_long, made.cut = np.zeros(count, bool), 0

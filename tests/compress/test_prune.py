@@ -183,8 +183,3 @@ def test_a_pattern_is_there_at_the_end_and_never_exceeded_before(params: dict, s
 def test_a_pattern_that_does_not_divide_a_matrix_is_refused_with_its_name(params: dict) -> None:
     with pytest.raises(LspError, match=r"layers\.0\.attention\.out\.kernel has 16 inputs, which .* = 2:5 does not"):
         prune.gradual(recipe.Pruning(pattern="2:5"), 10).init(params)
-
-
-def test_a_beginning_after_the_end_is_refused() -> None:
-    with pytest.raises(LspError, match=r"prune\.begin = 0\.7 is after prune\.end = 0\.2"):
-        prune.gradual(recipe.Pruning(begin=0.7, end=0.2), 100)

@@ -62,12 +62,3 @@ def test_goodness_of_each_problem() -> None:
     marks = np.array([[1, 1], [1, 1], [0, 1]], np.float32)
     assert compare.goodness("multi_label", logits, marks).tolist() == [1, 0, 1]
     assert compare.goodness("regression", logits[:, :1], np.array([1.5, 3.0, 0.0])).tolist() == [-0.25, 0, -1]
-
-
-def test_a_gain_is_of_the_same_examples() -> None:
-    labels = np.array([0, 1, 1, 0, 1, 1, 0, 0])
-    right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
-    half = np.where(np.arange(8)[:, None] < 4, right, wrong)
-    assert compare.gain("single_label", right, half, labels) == (0.5, compare.sign_flips(np.repeat([0.0, 1.0], 4)))
-    assert compare.gain("single_label", half, half, labels) == (0.0, 1.0)
-    assert compare.gain("single_label", wrong, right, labels)[0] == -1.0

@@ -1,11 +1,14 @@
 """The application that the commands add themselves to, in the order in which `lsp -h` shows them."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lsp import Exit, LspError, __version__, console
-from lsp.arguments import need
+from lsp.arguments import need, need_trackers, parse_duration
+
+if TYPE_CHECKING:
+    from lsp.train.options import Options
 
 app = typer.Typer(
     name="lsp",
@@ -55,3 +58,12 @@ def need_text(*arguments: str, weights: bool = True) -> None:
         )
     paths = [path for source in sources for path in source.paths]
     need(*(path for path in paths if not remote.is_remote(path)), code=Exit.DATA)
+
+
+def training(quiet: bool, overwrite: bool, budget: str, tracker: list[str]) -> "Options":
+    """How a command trains. Raises LspError for a budget that is none, and for trackers that are not there."""
+    seconds = parse_duration(budget)
+    need_trackers(tracker)
+    from lsp.train.options import Options
+
+    return Options(console.Progress(quiet), overwrite, seconds, tracker)

@@ -28,8 +28,7 @@ from lsp.arguments import (
     need,
     parse_size,
 )
-from lsp.cli.app import compress, report
-from lsp.cli.labels import training
+from lsp.cli.app import compress, report, training
 
 
 @compress.command(short_help="Int8 weights and activations: smaller and faster.")
@@ -53,9 +52,9 @@ def quantize(
     lsp compress quantize --from runs/sst2 --dev dev.tsv --out runs/sst2-int8
 
     Int8 weights and activations: a quarter of the bytes, and faster where the
-    processor multiplies int8. With --dev it says what each part costs alone, and
-    with --max-drop 0.5 those that cost most stay float until accuracy falls by no
-    more than half a percent point; exits 1 where that leaves nothing in int8.
+    processor multiplies int8. With --max-drop 0.5 it says what each part costs
+    alone, and those that cost most stay float until accuracy falls by no more than
+    half a percent point; exits 1 where that leaves nothing in int8.
     --method weights leaves activations float: smaller, with --set quantize.bits=4
     eight times, but not faster. static, and what else [quantize] has to choose in
     docs/recipes.md, calibrates on --train; trained learns on it in int8.
@@ -116,6 +115,7 @@ def prune(
     machine) or vocabulary (pieces that the examples do not use: smaller).
     """
     plan = recipe.load(recipe.Prune, recipe_file, changes)
+    plan.check()
     columns = (tuple(text_column), label_column)
     need(train, dev, code=Exit.DATA)
     need(begin)

@@ -9,12 +9,12 @@ import jax
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import augment, distill, inside, measure
-from lsp.compress.quantize import dequantize
 from lsp.compress.teacher import answers
 from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import compare, labelled, trackers
+from lsp.model.weightonly import dequantize
+from lsp.train import compare, labelled, paired, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
 from lsp.train.loop import Plan, fit
@@ -125,15 +125,15 @@ def _plan(
 
 
 def _compared(ours: Scores, plan: Plan, dev: Examples, place: Path, progress: Any) -> dict[str, Any]:
-    """The metrics of the same student without a teacher, and `p` of the two being as good (`compare.sign_flips`). Warns
+    """The metrics of the same student without a teacher, and `p` of the two being as good (`paired.compared`). Warns
     where the teacher's is not clearly better."""
     place.mkdir(parents=True, exist_ok=True)
     progress.say("training the same student on the labels alone")
     plain = Classifier(plan.config).score(fit(plan, place, progress).params, dev)
     problem = plan.config.problem
-    gain, p = compare.gain(problem, ours.logits, plain.logits, dev.labels)
-    if gain <= 0 or p > compare.CHANCE:
-        name = compare.FIRST[problem]
+    beside = paired.compared(paired.Pair(problem, plain.logits, ours.logits, dev.labels))
+    p, name = beside["p"], beside["metric"]
+    if beside["points"] >= 0 or p > compare.CHANCE:
         progress.warn(
             f"without a teacher the same student does as well: {name} {plain.metrics[name]:.4f}, and with it "
             f"{ours.metrics[name]:.4f} (p = {p:.2g})"

@@ -9,9 +9,9 @@ import numpy as np
 
 from lsp import LspError, checkpoint, console, directory, nearest
 from lsp import page as pages
-from lsp.compress.quantize import dequantize
 from lsp.data import tasks
 from lsp.data.examples import Examples
+from lsp.model.weightonly import dequantize
 from lsp.train import answers, labelled
 from lsp.train.attribution import CLOSE, Explainer, by_word
 from lsp.train.evaluate import Classifier

@@ -10,11 +10,11 @@ from typing import Any
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress.quantize import dequantize
 from lsp.data import glue
 from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import huggingface
 from lsp.model import cost
+from lsp.model.weightonly import dequantize
 from lsp.train import compare, labelled, memory
 from lsp.train.classifier import Start, Trained, train
 from lsp.train.clock import Clock

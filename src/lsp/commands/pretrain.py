@@ -11,12 +11,12 @@ import numpy as np
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import distill, general
-from lsp.compress.quantize import dequantize
 from lsp.data import batches, clients, parts, shards, text
 from lsp.data.masking import drawing
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
+from lsp.model.weightonly import dequantize
 from lsp.train import processes, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Pretraining

@@ -6,9 +6,9 @@ from typing import Any
 from lsp import recipe as recipes
 from lsp.checkpoint import Model
 from lsp.compress import prune
-from lsp.compress.quantize import dequantize
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.teacher import answers
+from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options

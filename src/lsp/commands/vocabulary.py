@@ -6,9 +6,9 @@ from typing import Any
 from lsp import recipe as recipes
 from lsp.checkpoint import Model
 from lsp.compress import vocabulary
-from lsp.compress.quantize import dequantize
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.teacher import answers
+from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
@@ -22,7 +22,10 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             return held.result()
         stage = Stage.begun(held, start, recipe, files, options)
         base, sets = stage.base, stage.sets
-        counts = vocabulary.counted(sets.train, base.config.vocab_size)
+        # Of whole texts, as far as the model reads them when it is used.
+        all_of_it = stage.how._replace(length=base.config.max_length)
+        texts = labelled.read(files.train, files.columns, base.labels, all_of_it)
+        counts = vocabulary.counted(texts, base.config.vocab_size)
         whole = Model(stage.config, base.params, base.tokenizer, base.labels)
         model, old = vocabulary.smaller(whole, counts, recipe.prune.pieces)
         how = stage.how._replace(words=model.tokenizer)

@@ -20,13 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsp import Exit, LspError, cache, checkpoint
+from lsp import Exit, LspError, checkpoint
 from lsp.checkpoint import Checkpoint
-from lsp.compress.quantize import dequantize
+from lsp.compress.teacher import kept
 from lsp.data import words
 from lsp.data.examples import Examples, alone, width_for
 from lsp.data.tokenizer import CLS, MASK, SEP
 from lsp.model.encoder import Model
+from lsp.model.weightonly import dequantize
 from lsp.train.evaluate import Forward
 
 REPLACED, PROPOSALS = 0.4, 15  # share of the words that a masked LM replaces, and by how many that it may
@@ -135,14 +136,8 @@ class Proposals:
         for array in (examples.lengths, np.concatenate(examples.tokens)):
             found.update(np.ascontiguousarray(array).tobytes())
         counts = np.array([np.count_nonzero(tokens == MASK) for tokens in examples.tokens])
-        try:
-            if body := cache.load("augmented", found.hexdigest()):
-                return np.frombuffer(body, np.int32).reshape(counts.sum())
-        except (ValueError, LspError) as error:
-            progress.warn(f"what the augmenter proposed before is not used: {error}")
-        pieces = self(examples, counts, at)
-        cache.save("augmented", found.hexdigest(), pieces.tobytes())
-        return pieces
+        like = (np.int32, (int(counts.sum()),))
+        return kept("augmented", found.hexdigest(), lambda: self(examples, counts, at), like, progress)
 
     def __call__(self, examples: Examples, counts: np.ndarray, at: tuple[int, int]) -> np.ndarray:
         """As `kept`, of examples with so many masks each."""

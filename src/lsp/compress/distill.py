@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lsp.compress.quantize import dequantize
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
+from lsp.model.weightonly import dequantize
 from lsp.recipe import Problem
 from lsp.train.metrics import Mean
 from lsp.train.objectives import JUDGES, Batch, Loss, divergence

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lsp import LspError, arrays
+from lsp import arrays
 from lsp import recipe as recipes
 from lsp.compress import fisher
 from lsp.compress.masks import Pattern, largest
@@ -97,13 +97,9 @@ class _Draw(NamedTuple):
 
     @classmethod
     def of(cls, recipe: recipes.Pruning, steps: int) -> "_Draw":
-        """Raises LspError (exit 2)."""
+        """Raises LspError (exit 2) for a `pattern` that is none."""
         pattern = Pattern.parse(recipe.pattern) if recipe.pattern else None
         begin, end = round(recipe.begin * steps), round(recipe.end * steps)
-        if begin > end:
-            raise LspError(
-                f"prune.begin = {recipe.begin} is after prune.end = {recipe.end}.", hint="Lower prune.begin."
-            )
         end = min(end, steps - 1)  # the last update of all is number steps - 1
         goal = pattern.sparsity if pattern else recipe.sparsity
         return cls(goal, pattern, recipe.scope == "layer", min(begin, end), end, recipe.every)
@@ -133,8 +129,8 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     count. A step is that of the run's `progress`, so that a budget of time that ends it early still has all of it.
     With a `pattern` the last masks have it, and the zeros on the way there are among those that it takes.
     Scores other than magnitude need the gradient, `update(…, grad=…)`, and are of all batches from the first on.
-    Raises LspError (exit 2) when `begin` is after `end`; `init` does when the pattern does not fit a matrix (2) or what
-    the score remembers does not fit the memory (5).
+    `init` raises LspError when the pattern does not fit a matrix (2) or what the score remembers does not fit the
+    memory (5).
     """
     by, draw = score(recipe), _Draw.of(recipe, steps)
 

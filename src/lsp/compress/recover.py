@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import optax
 
 from lsp import checkpoint, directory
@@ -17,6 +18,7 @@ from lsp.compress.distill import match_teacher
 from lsp.compress.quantize import quantize
 from lsp.model.config import ModelConfig
 from lsp.model.int8 import present
+from lsp.model.weightonly import WeightOnly, is_quantized
 from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
@@ -25,6 +27,15 @@ from lsp.train.objectives import Objective
 from lsp.train.options import Options
 
 TEMPERATURE = 2.0  # as `distill.temperature` has it
+
+
+def _lost(params: Any) -> str:
+    """What of a quantised model pruning does not keep."""
+    leaves = [leaf for leaf in jax.tree.leaves(params, is_leaf=is_quantized) if is_quantized(leaf)]
+    if any(isinstance(leaf, WeightOnly) for leaf in leaves):
+        return "weights that alone were quantised become float32"
+    calibrated = any(leaf.factor is not None or leaf.limit is not None for leaf in leaves)
+    return "what this model was calibrated by is lost" if calibrated else ""
 
 
 @contextmanager
@@ -67,6 +78,8 @@ class Stage(NamedTuple):
         length = min(recipe.data.sequence_length, base.config.max_length)
         how = labelled.Reading(base.tokenizer, length, base.config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, options.progress)
+        if lost := _lost(base.params):
+            options.progress.warn(f"what prunes knows rounding to the nearest int8 alone: {lost}")
         return cls(held, base, how, sets, recipe, clock, options)
 
     @property

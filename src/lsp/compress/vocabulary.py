@@ -37,7 +37,9 @@ def _rows(table: Any, rows: np.ndarray) -> Any:
     if isinstance(table, Int8):
         q, scale = (np.asarray(part)[rows] for part in (table.q, table.scale))
         return Int8.stored(q, scale, table.axis, table.factor, table.limit)
-    return np.asarray(table.dequantize() if isinstance(table, WeightOnly) else table)[rows]
+    if isinstance(table, WeightOnly):
+        return WeightOnly(np.asarray(table.q)[rows], np.asarray(table.scale)[rows], table.axis)
+    return np.asarray(table)[rows]
 
 
 def coverage(before: Examples, after: Examples, old: np.ndarray) -> dict[str, float]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 POOL = 64  # batches whose examples are sorted by length together
 SHORTEST_ROW = 64  # tokens of a row that examples share, at least
 TOKENS_AT_ONCE = 2048  # of such a batch
+EACH = ("labels", "weights", "known", "too_long", "seconds", "lengths")  # arrays [N, …] of `Examples`
 
 
 class Examples:
@@ -78,7 +79,8 @@ class Examples:
         """The examples of all parts, one after the other; the parts are alike but for their texts and labels."""
         made = copy.copy(parts[0])
         made.tokens = [tokens for part in parts for tokens in part.tokens]
-        for name in ("labels", "weights", "known", "too_long", "seconds", "lengths"):
+        made.texts = [texts for part in parts for texts in part.texts]
+        for name in EACH:
             setattr(made, name, np.concatenate([getattr(part, name) for part in parts]))
         wanted = [part.wanted for part in parts if part.wanted is not None]
         made.wanted = np.concatenate(wanted) if wanted else None
@@ -91,9 +93,10 @@ class Examples:
     def some(self, chosen: np.ndarray) -> "Examples":
         """Those with the numbers `chosen` alone, in that order."""
         part = copy.copy(self)
-        part.tokens = [self.tokens[number] for number in chosen.tolist()]
-        part.labels, part.weights, part.seconds = self.labels[chosen], self.weights[chosen], self.seconds[chosen]
-        part.too_long, part.lengths = self.too_long[chosen], self.lengths[chosen]
+        part.tokens, part.texts = ([every[number] for number in chosen.tolist()] for every in (self.tokens, self.texts))
+        for name in EACH:
+            setattr(part, name, getattr(self, name)[chosen])
+        part.wanted = None if self.wanted is None else self.wanted[chosen]
         part.cut = int(part.too_long.sum())
         return part
 

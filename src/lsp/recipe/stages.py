@@ -87,7 +87,7 @@ class Privacy:
 @dataclasses.dataclass(frozen=True)
 class Train:
     steps: int = key(0, "optimizer steps; 0 means `epochs` decides")
-    epochs: float = key(1.0, "passes over the training data; used when `steps` is 0; 0 is for `compress prune` alone, which then trains nothing")
+    epochs: float = key(1.0, "passes over the training data; used when `steps` is 0; 0 is for pruning and searching, which then train nothing")
     batch_size: int = key(32, "sequences a step, over all devices")
     batch_start: int = key(0, "rows of the first batches, doubled in equal stages up to `batch_size` (pretraining only); 0 means `batch_size` from the start")
     batch_warmup: float = key(0.1, "share of the steps over which the batch grows from `batch_start`")
@@ -269,13 +269,26 @@ class Quantize:
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """What a classifier can do without, and training that recovers what that costs; with `train.epochs = 0` none."""
+    """What a classifier can do without, and training that recovers what that costs; with `train.epochs = 0` none, but
+    for `weights`."""
 
     prune: Pruning = Pruning()
     head: Head = Head()
     data: Labelled = Labelled()
     train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999)
     mesh: Mesh = Mesh()
+
+    def check(self) -> None:
+        """Raises LspError (exit 2) for settings that say nothing together."""
+        if self.prune.what != "weights":
+            return
+        if self.prune.begin > self.prune.end:
+            raise LspError(f"prune.begin = {self.prune.begin} is after prune.end = {self.prune.end}.", hint="Lower prune.begin.")
+        if not self.train.steps and not self.train.epochs:
+            raise LspError("Weights are pruned while training goes on, and train.epochs is 0.", hint="Leave it out.")
+        for key in ("best", "patience", "average"):
+            if getattr(self.train, key):
+                raise LspError(f"train.{key} might finish with weights from before all zeros were there.", hint="Leave it out, or prune structure.")
 
 
 @dataclasses.dataclass(frozen=True)

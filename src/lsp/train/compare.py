@@ -40,13 +40,6 @@ def goodness(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> np.
     return (logits_NC.argmax(1) == labels).astype(np.float64)
 
 
-def gain(problem: Problem, ours_NC: np.ndarray, theirs_NC: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """By how much the first logits are better than the second, the mean over examples, and `p`, by `sign_flips`, of
-    their being as good."""
-    differences_N = goodness(problem, ours_NC, labels) - goodness(problem, theirs_NC, labels)
-    return float(differences_N.mean()), sign_flips(differences_N)
-
-
 def best(outcomes: Sequence[Outcome], metric: str) -> int:
     """Which is best by the metric, the first of equals. One that diverged only where all did."""
     sign = -1 if metric == "loss" else 1
