@@ -1,9 +1,17 @@
-"""Strict types for every test: an implicit promotion is an error. And programs that LLVM does not optimise: they run
-once or twice, and compiling them is most of what the tests take."""
+"""Strict types for every test: an implicit promotion is an error. And programs that LLVM does not optimise, and that
+are compiled once for all tests: they run once or twice, and compiling them is most of what the tests take."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # before jax reads it; commands inherit it
+# Before jax reads them; commands, and the other workers of pytest-xdist, inherit them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lsp-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import jax.numpy as jnp
