@@ -38,6 +38,8 @@ def test_replay_makes_old_classes_as_frequent_as_new_ones() -> None:
     assert incremental.with_replay(new, old, 0.08, seed=2) != (both, apart)
     few, none = incremental.with_replay(new, old, 1e-9, seed=1)
     assert {*few.labels} == {0, 1, 2, 3, 4} and not none.texts
+    every, none = incremental.with_replay(new, old, 0.08, seed=1, apart=0)
+    assert len({*every.texts}) == 90 + 24 and not none.texts
 
 
 def test_the_shift_balances_old_and_new() -> None:
@@ -55,6 +57,17 @@ def test_the_shift_balances_old_and_new() -> None:
     assert found == pytest.approx(5, abs=1)
     assert right(found) == pytest.approx(max(right(by) for by in np.linspace(-10, 20, 3001)), abs=1e-9)
     assert incremental.shift(logits[labels < 2], labels[labels < 2], 2) == 0
+    # Where more of the old ones must be right, the best of the cuts that keep so many; else as many as can be.
+    old, most = labels < 2, (logits[labels < 2, :2].argmax(1) == labels[labels < 2]).mean()
+
+    def kept(by: float) -> float:
+        return float(((logits - by * (np.arange(4) >= 2)).argmax(1) == labels)[old].mean())
+
+    least = (kept(found) + most) / 2
+    strict = incremental.shift(logits, labels, 2, least)
+    expected = max(right(by) for by in np.linspace(4, 7, 20001) if kept(by) >= least)
+    assert strict > found and kept(strict) >= least and right(strict) == pytest.approx(expected, abs=1e-9)
+    assert kept(incremental.shift(logits, labels, 2, 1.0)) == most
 
 
 def test_the_loss_adds_the_divergence_from_the_old_self(config: ModelConfig, examples: dict[str, jax.Array]) -> None:

@@ -73,7 +73,8 @@ class Adapt:
     r_drop: float = key(0.0, "weight of R-Drop: two passes with other dropout should answer alike; 0 means one pass")
     grow: bool = key(False, "a classifier keeps its classes, and learns those of the new examples besides")
     remember: float = key(1.0, "with `grow`, weight of answering for the old classes as before")
-    replay: float = key(0.01, "with `grow`, share of the `--old` examples that come again, so often that old classes are as frequent as new ones; a quarter of them is kept apart to balance old and new by")
+    replay: float = key(0.01, "with `grow`, share of the `--old` examples that come again, so often that old classes are as frequent as new ones; a quarter of them is kept apart to balance old and new by where there is no `--old-dev`")
+    lose: float = key(2.0, "with `grow`, points of accuracy that the old classes may lose on `--old-dev`, or on what is kept apart: new ones are answered less readily until it is no more, if that is enough; 100 means that old and new count alike")
     fgm: float = key(0.0, "how far FGM moves the token embeddings against the model, as the norm of the step; 0 means not at all")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from lsp import LspError, checkpoint
 from lsp import recipe as recipes
 from lsp.data.batches import read_ahead
+from lsp.data.examples import Examples
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
@@ -112,8 +113,8 @@ class _Shared:
         params = jax.device_get(trainable.merged(trained, self.rest, self.scale))
         model, head = checkpoint.Model(self.config, params, self.start.words, self.sets.names), self.recipe.head
         found: dict[str, float] = {}
-        if self.grows and self.sets.apart is not None and head.problem == "single_label":
-            model, found["shift"] = self._balanced(model, self.grows.config.classes)
+        if self.grows and self.sets.balance is not None and head.problem == "single_label":
+            model, found["shift"] = self._balanced(model, self.grows, self.sets.balance)
         if head.calibrate:
             model, found["temperature"] = self._calibrated(model)
         if found:
@@ -143,11 +144,16 @@ class _Shared:
             params = adapt.fresh(fresh | kept, fresh, change)
         return trainable.split(params, change, seed)
 
-    def _balanced(self, model: checkpoint.Model, old: int) -> tuple[checkpoint.Model, float]:
-        """The classifier with its new classes as hard to get as its old ones, by examples it was not trained on."""
-        assert self.sets.apart is not None
-        head = model.params["classifier"]
-        found = incremental.shift(self.classifier.logits(model.params, self.sets.apart), self.sets.apart.labels, old)
+    def _balanced(
+        self, model: checkpoint.Model, before: checkpoint.Checkpoint | checkpoint.Model, by: Examples
+    ) -> tuple[checkpoint.Model, float]:
+        """The classifier with its new classes so hard to get that the old ones lose no more than they may, `by`
+        examples that it was not trained on."""
+        head, old = model.params["classifier"], before.config.classes
+        known = by.some(np.flatnonzero(by.labels < old))
+        right = (Classifier(before.config).logits(before.params, known).argmax(1) == known.labels).mean()
+        least = float(right) - self.recipe.adapt.lose / 100
+        found = incremental.shift(self.classifier.logits(model.params, by), by.labels, old, least)
         bias = np.asarray(head["bias"]) - found * (np.arange(len(head["bias"])) >= old).astype(np.float32)
         return model._replace(params=model.params | {"classifier": head | {"bias": bias.astype(np.float32)}}), found
 

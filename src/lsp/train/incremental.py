@@ -1,6 +1,6 @@
 """A classifier that learns new classes, or from new examples, and does not forget the old ones: its head grows, it goes
 on answering for the old classes as it did (learning without forgetting: Li and Hoiem, 2016), it sees a few old examples
-again, and by others it is judged how much to prefer the old.
+again, and by others it is judged how much to prefer the old (bias correction: Wu et al., 2019).
 
 Dimensions: B rows, D width, C classes.
 """
@@ -18,6 +18,7 @@ from lsp.train.metrics import Mean
 from lsp.train.objectives import JUDGES, Batch, Loss, divergence
 
 TEMPERATURE = 2.0  # as in the paper
+APART = 0.25  # of the old examples that are replayed, those to judge by where there are no others
 Tree = dict[str, Any]
 
 
@@ -26,22 +27,22 @@ def grown(fresh: Tree, old: Tree) -> Tree:
     return {name: np.concatenate([old[name], fresh[name][..., old[name].shape[-1] :]], axis=-1) for name in fresh}
 
 
-def with_replay(new: Table, old: Table, share: float, seed: int) -> tuple[Table, Table]:
+def with_replay(new: Table, old: Table, share: float, seed: int, apart: float = APART) -> tuple[Table, Table]:
     """The new examples and a `share` of the old ones, the same each time, repeated until an old class comes as often as
-    a new one. And apart from those a quarter of that share, with as many new examples of each class, to find `shift`.
+    a new one. And not among those a part of that share, with as many new examples of each class, to find `shift`.
 
     At least one example of each old class is trained on; the second table is empty where there are too few."""
     random = np.random.default_rng(seed)
     old_rows, new_rows = (_by_class(table, random) for table in (old, new))
     drawn = {label: rows[: max(1, round(share * len(rows)))] for label, rows in old_rows.items()}
-    back = {label: rows[: len(rows) // 4] for label, rows in drawn.items()}
+    back = {label: rows[: int(len(rows) * apart)] for label, rows in drawn.items()}
     size = min(map(len, back.values()))
-    apart = {label: rows[:size] for label, rows in new_rows.items() if len(rows) > 2 * size}
+    beside = {label: rows[:size] for label, rows in new_rows.items() if len(rows) > 2 * size}
     kept = [row for label, rows in drawn.items() for row in rows[len(back[label]) :]]
-    left = np.setdiff1d(np.arange(len(new.texts)), [row for rows in apart.values() for row in rows]).tolist()
+    left = np.setdiff1d(np.arange(len(new.texts)), [row for rows in beside.values() for row in rows]).tolist()
     times = max(1, round(len(left) * len(drawn) / len(new_rows) / len(kept)))
     trained = _joined(_rows(new, left), *[_rows(old, kept)] * times)
-    judged = [_rows(old, rows) for rows in back.values()] + [_rows(new, rows) for rows in apart.values()]
+    judged = [_rows(old, rows) for rows in back.values()] + [_rows(new, rows) for rows in beside.values()]
     return trained, _joined(_rows(new, []), *judged)
 
 
@@ -65,10 +66,11 @@ def _joined(first: Table, *others: Table) -> Table:
     return Table(texts, labels, first.names)
 
 
-def shift(logits_NC: np.ndarray, labels_N: np.ndarray, old: int) -> float:
+def shift(logits_NC: np.ndarray, labels_N: np.ndarray, old: int, least: float = 0.0) -> float:
     """What to take from the logits of the classes behind the first `old`, so that old and new examples, each side
-    counted as much as the other, are right as often as can be: a classifier that saw few old examples says too readily
-    that something is new (Wu et al., 2019). 0 where one side is missing."""
+    counted as much as the other, are right as often as can be while a share `least` of the old ones is, or as many as
+    can be: a classifier that saw few old examples says too readily that something is new. 0 where one side is missing.
+    """
     new_N = labels_N >= old
     if new_N.all() or not new_N.any():
         return 0.0
@@ -76,10 +78,14 @@ def shift(logits_NC: np.ndarray, labels_N: np.ndarray, old: int) -> float:
     margin_N = logits_NC[:, old:].max(1) - logits_NC[:, :old].max(1)
     best_N = np.where(new_N, old + logits_NC[:, old:].argmax(1), logits_NC[:, :old].argmax(1))
     weight_N = (best_N == labels_N) / np.where(new_N, new_N.sum(), (~new_N).sum())
-    cuts = np.sort(margin_N)
+    order = np.argsort(margin_N, kind="stable")
+    cuts = margin_N[order]
     between = np.concatenate([[cuts[0] - 1], (cuts[1:] + cuts[:-1]) / 2, [cuts[-1] + 1]])
-    right = [float(weight_N[(margin_N > cut) == new_N].sum()) for cut in between]
-    best = np.flatnonzero(np.isclose(right, max(right)))
+    # Below a cut all is answered as old, above it as new.
+    below_old, below_new = (np.concatenate([[0.0], np.cumsum((weight_N * side)[order])]) for side in (~new_N, new_N))
+    right = below_old + below_new[-1] - below_new
+    right[below_old < min(least, below_old[-1]) - 1e-9] = -1
+    best = np.flatnonzero(np.isclose(right, right.max()))
     return float(between[best[len(best) // 2]])
 
 

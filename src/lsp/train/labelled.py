@@ -49,7 +49,7 @@ class Sets:
     train: Examples
     dev: Examples
     names: tuple[str, ...]
-    apart: Examples | None = None  # of old and new classes alike, to judge a classifier that grew
+    balance: Examples | None = None  # of old and new classes, not trained on: by them a classifier that grew is judged
 
 
 class Reading(NamedTuple):
@@ -86,16 +86,20 @@ def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Readi
 
 def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
     """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
-    table, apart = read_table(files.train, files.columns, files.names, how), None
+    table, balance = read_table(files.train, files.columns, files.names, how), None
     if files.old and replay:
         before = read_table(files.old, files.columns, files.names, how)
-        table, judged = incremental.with_replay(table, before, replay, seed)
+        apart = 0.0 if files.old_dev else incremental.APART
+        table, judged = incremental.with_replay(table, before, replay, seed, apart)
         progress.say(f"training on {len(table.texts):,} examples, old ones among them as often as new ones")
-        apart = how.examples(judged) if judged.texts else None
+        balance = how.examples(judged) if judged.texts else None
     examples = how.examples(table)
     if examples.cut:
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
-    return Sets(examples, read(files.dev, files.columns, table.names, how), table.names, apart)
+    dev = read(files.dev, files.columns, table.names, how)
+    if files.old_dev and files.old and replay:
+        balance = Examples.joined([dev, read(files.old_dev, files.columns, table.names, how)])
+    return Sets(examples, dev, table.names, balance)
 
 
 def weigh(examples: Examples, head: recipes.NewHead) -> None:
