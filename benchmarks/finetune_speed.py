@@ -12,6 +12,7 @@ benchmarks/peers.txt. Prints JSON: every round, and the ratios of the best and o
 import argparse
 import gzip
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument("--lsp", default=str(Path(sys.executable).with_name("lsp")))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if hasattr(os, "sched_setaffinity"):  # lsp takes as many threads as there are processors
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     if not args.peer:
         print(json.dumps(trainer(args)))
         return

@@ -50,6 +50,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--one", default="", help=argparse.SUPPRESS)  # a model's process: KIND:PLACE
     args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):  # lsp takes as many threads as there are processors
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
     if args.one:
         out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # what the libraries print is no result
@@ -57,6 +59,8 @@ def main() -> None:
         makers = {"lsp": lsp, "export": export, "torch": torch, "sorted": in_order, "ort": ort, "openvino": openvino}
         answer_in_turn(makers[kind](Path(place), args), out)
         return
+    if not args.peer or not args.whole:
+        parser.error("--whole and --peer are needed")
     folder = args.out / "huggingface"
     if not (folder / "manifest.json").exists():
         line = [Path(sys.executable).with_name("lsp"), "export", "--from", args.whole, "--format", "huggingface"]

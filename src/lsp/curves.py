@@ -11,6 +11,7 @@ from lsp import Exit, LspError, nearest
 
 AXES = ("step", "tokens", "seconds")  # what a line can be drawn over; everything else in it is a metric
 Points = list[tuple[float, float]]
+SMOOTH_FROM = 80  # lines; a curve of fewer is drawn as it is
 
 
 class Curve(NamedTuple):
@@ -83,6 +84,12 @@ def _points(rows: list[dict[str, Any]], axis: str, metric: str) -> Points:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def smoothing(curves: Sequence[Curve]) -> int:
+    """How many neighbouring points to draw the means of, by the longest curve; an odd number."""
+    longest = max(len(curve.logged) for curve in curves)
+    return (1 if longest < SMOOTH_FROM else longest // 40) | 1
 
 
 def smooth(points: Points, width: int) -> Points:

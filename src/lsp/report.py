@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from lsp import LspError, page, svg
 from lsp.chart import Chart
-from lsp.curves import Curve
+from lsp.curves import Curve, smoothing
 from lsp.shown import number, size
 
 TITLE = "lsp report"
-SMOOTH_FROM = 80  # lines; a curve of fewer is drawn as it is
 NUMBERS = ("parameters", "size", "points lost", "95 % interval", "p", "examples/s", "times as fast")
 AXES = ("times as fast", "points lost")
 LONG = 300  # characters of a text
@@ -193,8 +192,7 @@ def _called(row: Row) -> str:
 
 def _curve(found: Row) -> str:
     curve = Curve(found["name"], found["logged"], found["held_out"])
-    width = len(curve.logged) // 40 | 1 if len(curve.logged) >= SMOOTH_FROM else 1
-    drawn = svg.curves(Chart([curve], found["metric"], "step", width, log=False))
+    drawn = svg.curves(Chart([curve], found["metric"], "step", smoothing([curve]), log=False))
     return page.figure(f"<figcaption><b>{page.text(curve.name)}</b></figcaption>{drawn}")
 
 

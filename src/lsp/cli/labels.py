@@ -202,7 +202,7 @@ def evaluate(
 @app.command(short_help="Labels and probabilities, or guessed words, row by row.")
 def predict(
     *,
-    begin: FromOpt,
+    begin: Annotated[Path, typer.Option("--from", metavar="RUN", help="A run, or an ONNX or StableHLO export of one.")],
     source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
     top: Annotated[
         int | None, typer.Option("--top-k", metavar="N", min=1, help="Only the N likeliest classes, or words.")

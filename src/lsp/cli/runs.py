@@ -163,7 +163,7 @@ def bench(
         typer.Option(
             "--against",
             metavar="RUN",
-            help="A run to measure in turns with it; repeatable.",
+            help="A run or export to measure in turns with it; repeatable.",
             default_factory=list,
             show_default=False,
         ),

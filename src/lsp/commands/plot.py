@@ -8,7 +8,6 @@ from typing import Any
 from lsp import Exit, LspError, chart, console, curves, directory
 
 ROWS = 20  # of the drawing in a terminal
-SMOOTH_FROM = 80  # lines; a curve of fewer is drawn as it is
 
 
 def run(
@@ -27,8 +26,7 @@ def run(
     ]
     if log:
         found = [_positive(path, curve) for path, curve in zip(runs, found, strict=True)]
-    longest = max(len(curve.logged) for curve in found)
-    width = (smooth or (1 if longest < SMOOTH_FROM else longest // 40)) | 1
+    width = smooth | 1 if smooth else curves.smoothing(found)
     drawing = chart.Chart(found, console.safe(metric), axis, width, log)
     if out is not None:
         from lsp import picture

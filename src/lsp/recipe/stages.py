@@ -334,5 +334,6 @@ LIMITS = (
     (("group",), lambda v: v == 0 or v > 1, "0 or at least 2"),
     (("bits",), lambda v: v in (4, 8), "4 or 8"),
     (("max_drop",), lambda v: v == -1 or v >= 0, "-1 or at least 0"),
+    (("lose",), lambda v: 0 <= v <= 100, "between 0 and 100"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
 )
