@@ -340,6 +340,25 @@ def test_progress_off_a_terminal_is_plain_lines_and_rare(
     assert lines[-1] == "finetune: 1,000/1,000, loss 1.235, 9,876 tokens/s, in 2 min 11 s"
 
 
+def test_the_time_left_forgets_a_slow_beginning_and_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("lsp.console.time.monotonic", lambda: now)
+    with console.Progress(quiet=True).task("training", 2000) as task:
+        task.update(1)
+        now += 30  # six programs are compiled
+        task.update(7)
+        assert task.seconds_left(now) is None  # not two hours and a half
+        for step in range(8, 1001):
+            now += 0.5
+            task.update(step)
+        assert task.seconds_left(now) == pytest.approx(500, rel=0.01)
+        now += 3600  # the machine slept
+        for step in range(1001, 1501):
+            now += 0.5
+            task.update(step)
+        assert task.seconds_left(now) == pytest.approx(250, rel=0.01)
+
+
 def test_quiet_progress_says_only_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     progress = console.Progress(quiet=True)
     with progress.task("pack", 2) as task:

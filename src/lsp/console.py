@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -83,6 +84,10 @@ class Progress:
             to_stderr(safe(text))
 
 
+APART, MARKS = 5.0, 24  # seconds between what a pace is read from, and how many of them: two minutes
+SURE = 60.0  # seconds after which a pace is believed though little is done: the first steps compile
+
+
 class Task:
     """One phase of a `Progress`."""
 
@@ -93,16 +98,18 @@ class Task:
         self.fields: dict[str, Any] = {}
         self.start = self.drawn = time.monotonic()
         self.drawn_at = 0.0  # what was done when last drawn
-        self.first: tuple[float, float] | None = None  # time and `done` of the first update: compilation lies before
+        # Times and `done` of updates, a few seconds apart; compilation and pauses fall out of them after a while.
+        self.marks: deque[tuple[float, float]] = deque(maxlen=MARKS)
 
     def update(self, done: float, **fields: Any) -> None:
         """`done` of the total parts; fields such as `loss=2.31, tokens_per_second=9800` stay until replaced."""
         now = time.monotonic()
         self.done = done
         self.fields.update(fields)
-        if self.first is None:
-            self.first = (now, done)
+        if not self.marks:
             self.drawn_at = done  # a resumed run starts in the middle
+        if not self.marks or now - self.marks[-1][0] >= APART:
+            self.marks.append((now, done))
         if self.progress.quiet or not self._due(now):
             return
         self.drawn, self.drawn_at = now, done
@@ -119,10 +126,13 @@ class Task:
             self.progress.say(f"{self._path()}: {', '.join(part for part in parts if part)}")
 
     def seconds_left(self, now: float) -> float | None:
-        """At the pace since the first update, or None while that can't be known."""
-        if self.first is None or self.done <= self.first[1] or not self.total:
+        """At the pace of the last minutes, or None while that can't be known."""
+        if not self.marks or not self.total:
             return None
-        return (self.total - self.done) * (now - self.first[0]) / (self.done - self.first[1])
+        since, before = self.marks[0]
+        if self.done <= before or (now - since < SURE and self.done - before < self.total / 100):
+            return None
+        return (self.total - self.done) * (now - since) / (self.done - before)
 
     def _due(self, now: float) -> bool:
         since = now - self.drawn
