@@ -1,6 +1,6 @@
 """What a search tries, what it takes, and what it says of a goal, by hand."""
 
-from lsp.compress.search import Goal, Shape, Tried, best, front, needed, shapes
+from lsp.compress.search import Goal, Shape, Tried, best, front, needed, promising, shapes
 
 
 def tried(drop: float, speedup: float, size: int, run: str = "x") -> Tried:
@@ -35,6 +35,13 @@ def test_structure_makes_up_for_what_int8_leaves() -> None:
     assert needed(Goal(1.0, 0.0, 10), plain)[0] == 2.1
     assert needed(Goal(1.0, 1.5, 30), plain) == []
     assert needed(Goal(1.0), plain) == [1.5, 2.0, 3.0, 4.5, 7.0]
+
+
+def test_what_is_too_slow_or_too_large_is_not_trained() -> None:
+    free = [tried(3.67, 4.94, 7), tried(6.2, 4.7, 7), tried(1.0, 5.3, 9), tried(2.0, 8.2, 8)]
+    assert [one.drop for one in promising(free, Goal(2.0, 5.0, 8))] == [2.0, 3.67]
+    assert [one.drop for one in promising(free, Goal(2.0, 5.0))] == [1.0, 2.0, 3.67]
+    assert len(promising(free, Goal(2.0))) == 4
 
 
 def test_depths_go_from_all_layers_to_a_third() -> None:

@@ -99,7 +99,8 @@ def _refuse(taken: Tried, goal: Goal, why: str) -> None:
 
 def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
     """Chains, the cheap ones first: int8 alone; for each speed that the structure needs each depth without training,
-    and of those the most accurate with training, until the goal is met or the time is up."""
+    and of those that are fast and small enough the most accurate with training, until the goal is met or the time is
+    up."""
     plain = trial.tried(None, trained=False)
     yield plain
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
@@ -118,7 +119,7 @@ def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
                 options.progress.say(f"{shape.depth} layers can't be {speedup:g} times as fast")
                 continue
             yield free[-1]
-        for each in sorted(free, key=lambda one: one.drop):
+        for each in search.promising(free, goal):
             if trial.over(last):
                 return
             began = time.monotonic()
