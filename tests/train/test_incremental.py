@@ -68,6 +68,9 @@ def test_the_shift_balances_old_and_new() -> None:
     expected = max(right(by) for by in np.linspace(4, 7, 20001) if kept(by) >= least)
     assert strict > found and kept(strict) >= least and right(strict) == pytest.approx(expected, abs=1e-9)
     assert kept(incremental.shift(logits, labels, 2, 1.0)) == most
+    # Examples of one margin go together: six old ones lie where three new ones do.
+    same = np.array([[0.0, -1.0, 1.0, -1.0]] * 9 + [[0.0, -1.0, 3.0, -1.0]] * 3)
+    assert incremental.shift(same, np.array([2] * 3 + [0] * 6 + [2] * 3), 2) == pytest.approx(2.0)
 
 
 def test_the_loss_adds_the_divergence_from_the_old_self(config: ModelConfig, examples: dict[str, jax.Array]) -> None:

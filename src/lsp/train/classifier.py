@@ -151,8 +151,8 @@ class _Shared:
         examples that it was not trained on."""
         head, old = model.params["classifier"], before.config.classes
         known = by.some(np.flatnonzero(by.labels < old))
-        right = (Classifier(before.config).logits(before.params, known).argmax(1) == known.labels).mean()
-        least = float(right) - self.recipe.adapt.lose / 100
+        right_N = Classifier(before.config).logits(before.params, known).argmax(1) == known.labels
+        least = right_N.sum() / max(1, len(known)) - self.recipe.adapt.lose / 100
         found = incremental.shift(self.classifier.logits(model.params, by), by.labels, old, least)
         bias = np.asarray(head["bias"]) - found * (np.arange(len(head["bias"])) >= old).astype(np.float32)
         return model._replace(params=model.params | {"classifier": head | {"bias": bias.astype(np.float32)}}), found

@@ -29,7 +29,8 @@ def grown(fresh: Tree, old: Tree) -> Tree:
 
 def with_replay(new: Table, old: Table, share: float, seed: int, apart: float = APART) -> tuple[Table, Table]:
     """The new examples and a `share` of the old ones, the same each time, repeated until an old class comes as often as
-    a new one. And not among those a part of that share, with as many new examples of each class, to find `shift`.
+    a new one. Of that share a part `apart` is in the second table instead, with as many new examples of each class, to
+    find `shift` by.
 
     At least one example of each old class is trained on; the second table is empty where there are too few."""
     random = np.random.default_rng(seed)
@@ -85,6 +86,7 @@ def shift(logits_NC: np.ndarray, labels_N: np.ndarray, old: int, least: float = 
     below_old, below_new = (np.concatenate([[0.0], np.cumsum((weight_N * side)[order])]) for side in (~new_N, new_N))
     right = below_old + below_new[-1] - below_new
     right[below_old < min(least, below_old[-1]) - 1e-9] = -1
+    right[1:-1][cuts[1:] == cuts[:-1]] = -1  # no cut parts examples of the same margin
     best = np.flatnonzero(np.isclose(right, right.max()))
     return float(between[best[len(best) // 2]])
 
