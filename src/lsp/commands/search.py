@@ -54,7 +54,8 @@ def run(
         front = search.front(tried)
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
         directory.write_atomically(out / "pareto.json", json.dumps(every, indent=1) + "\n")
-        _refuse(taken, goal, f"none of {len(tried)} models meets the goal; the closest is {taken.run}")
+        why = f"none of {len(tried)} models meets the goal; the closest is {taken.run}"
+        _refuse(taken, goal, why, "Ask for less or give more --budget; all that was tried is in candidates/.")
         model = checkpoint.open(Path(taken.run))
         directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
         first, last = trial.before(), trial.scored(model)
@@ -82,17 +83,17 @@ def _still(held: directory.Run, goal: Goal) -> dict[str, Any]:
     result = held.result()
     after = result["after"]
     taken = Tried(str(held.path), None, False, after["drop"], after["speedup"], result["bytes"])
-    _refuse(taken, goal, f"{held.path} is complete, for another goal")
+    _refuse(taken, goal, f"{held.path} is complete, for another goal", "Give another --out, or --overwrite.")
     return result
 
 
-def _refuse(taken: Tried, goal: Goal, why: str) -> None:
+def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
     """Raises LspError (exit 1) where the goal is missed."""
     if goal.missed(taken):
         raise LspError(
             f"Missed: {why}. It loses {taken.drop:.2f} points, is {taken.speedup:.2f} times as fast and has "
             f"{console.size(taken.bytes)}.",
-            hint="Ask for less, give more --budget or another --out; all that was tried is in candidates/.",
+            hint=hint,
             code=Exit.NO,
         )
 
