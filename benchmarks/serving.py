@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/serving.py --data-root DATA --whole RUN --small RUN [--small RUN]… \\
         --peer .peers/bin/python --out OUT [--only dev,1x16]
 
-`--whole` is the float classifier that the small ones were made from; a small one may be an export of lsp's. The peers
+`--whole` is the float classifier that the small ones were made from; a small one may be an export of lsp's, which ONNX
+Runtime answers with, and OpenVINO too where its operators are those of the standard. The peers
 run `lsp export --format huggingface` of the whole: PyTorch in fp32, eager; ONNX Runtime in int8 (torch's exporter, the
 transformer optimiser, `quantize_dynamic`); OpenVINO in int8 (NNCF, 300 texts of SST-2 to calibrate).
 Every model has a process of its own that waits for its turn, and two threads. Cases: `dev`, the whole dev set of SST-2,
@@ -57,6 +58,7 @@ def main() -> None:
         os.dup2(2, 1)  # what the libraries print is no result
         kind, _, place = args.one.partition(":")
         makers = {"lsp": lsp, "export": export, "torch": torch, "sorted": in_order, "ort": ort, "openvino": openvino}
+        makers |= {"elsewhere": elsewhere}
         answer_in_turn(makers[kind](Path(place), args), out)
         return
     if not args.peer or not args.whole:
@@ -68,7 +70,10 @@ def main() -> None:
     models = {"torch": f"torch:{folder}", "torch sorted": f"sorted:{folder}", "ONNX Runtime int8": f"ort:{folder}"}
     models |= {"OpenVINO int8": f"openvino:{folder}", f"lsp {args.whole.name}": f"lsp:{args.whole}"}
     for run in args.small:
-        models[f"lsp {run.name}"] = f"{'lsp' if (run / 'params').exists() else 'export'}:{run}"
+        whole = (run / "params").exists()
+        models[f"lsp {run.name}"] = f"{'lsp' if whole else 'export'}:{run}"
+        if not whole and json.loads((run / "manifest.json").read_text())["compared"]["runtime"] == "any":
+            models[f"lsp {run.name} in OpenVINO"] = f"elsewhere:{run}"
     print(json.dumps(compared(args, models), indent=1))
 
 
@@ -181,11 +186,16 @@ def export(folder: Path, args: argparse.Namespace) -> tuple[Model, int]:
 def batched(
     folder: Path, args: argparse.Namespace, answer: Callable[[np.ndarray], np.ndarray], by_length: bool
 ) -> Model:
-    """The dev set in batches of texts padded to the longest, by the tokenizer of a peer's folder."""
+    """The dev set in batches of texts padded to the longest, by the tokenizer of a peer's folder, or of our export."""
     import transformers
 
-    words = transformers.AutoTokenizer.from_pretrained(folder)
-    ids = json.loads((folder / "config.json").read_text())["label2id"]
+    about = json.loads((folder / "config.json").read_text())
+    if "label2id" in about:
+        words, ids = transformers.AutoTokenizer.from_pretrained(folder), about["label2id"]
+    else:
+        file = str(folder / "tokenizer.json")
+        words = transformers.PreTrainedTokenizerFast(tokenizer_file=file, pad_token=about["pad_token"])
+        ids = {label: number for number, label in enumerate(about["labels"])}
     rows = dev_rows(args)
     encoded = words([text for text, _ in rows], truncation=True, max_length=LENGTH)["input_ids"]
     order = sorted(range(len(rows)), key=lambda row: len(encoded[row])) if by_length else list(range(len(rows)))
@@ -264,32 +274,45 @@ def ort(folder: Path, args: argparse.Namespace) -> tuple[Model, int]:
 
 
 def openvino(folder: Path, args: argparse.Namespace) -> tuple[Model, int]:
-    import openvino as runtime
-
     path = args.out / "openvino-int8.xml"
-    core = runtime.Core()
     if not path.exists():
         import nncf
+        import openvino as runtime
         import transformers
 
         words = transformers.AutoTokenizer.from_pretrained(folder)
         lines = gzip.decompress((args.data_root / "sst2" / "train.tsv.gz").read_bytes()).decode().split("\n")
         texts = [line.split("\t")[0] for line in lines[1 : CALIBRATION + 1]]
         samples = [dict(words(text, return_tensors="np", return_token_type_ids=False)) for text in texts]
-        whole = core.read_model(graph(folder, args))
+        whole = runtime.Core().read_model(graph(folder, args))
         small = nncf.quantize(
             whole, nncf.Dataset(samples), subset_size=CALIBRATION, model_type=nncf.ModelType.TRANSFORMER
         )
         runtime.save_model(small, path, compress_to_fp16=False)
+    size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
+    return batched(folder, args, compiled(path), by_length=True), size
+
+
+def compiled(graph: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """What OpenVINO makes of a graph."""
+    import openvino as runtime
+
     settings = {"INFERENCE_NUM_THREADS": THREADS, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    model = runtime.Core().compile_model(graph, "CPU", settings)
+    wanted = {each.get_any_name() for each in model.inputs}
 
     def answer(tokens: np.ndarray) -> np.ndarray:
         ids = np.asarray(tokens, np.int64)
-        return compiled({"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)})[0]
+        given = {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
+        return model({name: array for name, array in given.items() if name in wanted})[0]
 
-    size = path.stat().st_size + path.with_suffix(".bin").stat().st_size
-    return batched(folder, args, answer, by_length=True), size
+    return answer
+
+
+def elsewhere(folder: Path, args: argparse.Namespace) -> tuple[Model, int]:
+    """An export of lsp's in OpenVINO."""
+    size = json.loads((folder / "result.json").read_text())["bytes"]
+    return batched(folder, args, compiled(folder / "model.onnx"), by_length=True), size
 
 
 if __name__ == "__main__":

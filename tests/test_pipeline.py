@@ -29,9 +29,9 @@ from lsp.commands import (
 from lsp.compress import latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
-from lsp.compress.search import Goal
+from lsp.compress.search import Goal, Tried
 from lsp.console import Progress
-from lsp.deploy import bench
+from lsp.deploy import apart
 from lsp.model.int8 import Int8, present
 from lsp.train.labelled import Files
 from lsp.train.options import Options
@@ -158,7 +158,7 @@ def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
     files = Files(road / "train.tsv", road / "dev.tsv")
     asked = dataclasses.replace(
         PRUNED,
-        prune=recipe.Pruning(what="structure", speedup=1.4, sample=64, int8=epochs == 0),
+        prune=recipe.Pruning(what="structure", speedup=1.4, sample=64, int8="none" if epochs else "static"),
         train=dataclasses.replace(PRUNED.train, steps=0, epochs=epochs),
     )
     made = shrink.run(road / "classifier", tmp_path / "fast", asked, files, AGAIN)
@@ -200,22 +200,39 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
         assert made["after"]["vocabulary"]["covered"] > 0.99
 
 
+@pytest.mark.parametrize(("lost", "taken"), [((0.4, 0.0), "static"), ((1.5, 1.2), "static"), ((1.5, 0.9), "dynamic")])
+def test_one_scale_for_all_tokens_unless_that_costs_too_much(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[float, float], taken: str
+) -> None:
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    base = checkpoint.open(road / "classifier")
+    trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN, STAGES)
+
+    def tried(shape: Any, trained: bool) -> Tried:
+        return Tried(trial.int8, None, False, lost[trial.int8 == "dynamic"], 2.0, 9, trial.int8)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    found = list(search._searched(trial, Goal(1.0, 1.5), AGAIN))
+    assert trial.int8 == taken
+    assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > 0.5)
+
+
 def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     priced(monkeypatch)
 
-    def turns(case: Any, limits: Any) -> bench.Timings:
+    def faster(run: Path, base: Path, texts: apart.Texts) -> float:
         """Seconds are parameters of what is timed, and int8 is twice as fast."""
         seconds = []
-        for call in case.calls:
-            params = call.args[0]
+        for path in (run, base):
+            params = checkpoint.open(path).params
             kinds = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
             size = sum(int(np.prod(leaf.shape)) for leaf in kinds)
             seconds.append(size / (1 + any(isinstance(leaf, Int8) for leaf in kinds)))
-        return bench.Timings(np.array(seconds)[:, None, None], [0.0, 0.0])
+        return seconds[1] / seconds[0]
 
-    monkeypatch.setattr(bench, "measure", turns)
+    monkeypatch.setattr(apart, "speedup", faster)
     files = Files(road / "train.tsv", road / "dev.tsv")
     train = dataclasses.replace(PRUNED.train, steps=0, epochs=1.0)
     asked = recipe.Search(train=train, data=recipe.Labelled(sequence_length=32))
@@ -227,7 +244,7 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     assert len(tried) == made["tried"] and [row["taken"] for row in tried].count(True) == 1
     assert all(Path(row["run"]).is_dir() for row in made["front"])
     again = recipe.load(recipe.Search, tmp_path / "best" / "chain.toml", [])
-    assert again.chain.depth and again.chain.shape
+    assert again.chain.depth and again.chain.shape and again.chain.int8 in ("static", "dynamic")
     second = search.run(road / "classifier", tmp_path / "again", again, files, Goal(5.0, 2.5), AGAIN, STAGES)
     first, other = (checkpoint.open(tmp_path / name) for name in ("best", "again"))
     jax.tree.map(np.testing.assert_array_equal, first.params, other.params)

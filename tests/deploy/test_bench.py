@@ -15,10 +15,10 @@ import pytest
 from lsp import Exit, checkpoint, cli, manifest, timing
 from lsp.arrays import stored_bytes
 from lsp.commands import bench as verb
-from lsp.data.examples import Examples, alone
+from lsp.data.examples import TOKENS_AT_ONCE, Examples, alone, sorted_by_length
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import Tokenizer
-from lsp.deploy import bench, parts
+from lsp.deploy import apart, bench, parts
 from lsp.model.weightonly import dequantize
 
 Build = Callable[..., checkpoint.Model]
@@ -164,6 +164,34 @@ def test_alone_each_example_comes_once_in_few_shapes(words: Tokenizer) -> None:
         assert not batch["tokens"][len(chosen) :].any()
     assert sorted(seen) == list(range(9))
     assert {width for _, width in shapes} <= {16, 32} and len(shapes) <= 2
+
+
+def test_for_any_shape_the_longest_come_first_and_nothing_is_wider_than_it_must_be(words: Tokenizer) -> None:
+    texts = [("the cat " * n,) for n in (1, 3, 2, 9, 1, 4, 30, 2, 5) * 100]
+    examples = Examples(Table(texts, [], ()), words, 32)
+    batches = list(sorted_by_length(examples))
+    assert sorted(np.concatenate([chosen for chosen, _ in batches]).tolist()) == list(range(900))
+    widths = [batch["tokens"].shape[1] for _, batch in batches]
+    assert widths == sorted(widths, reverse=True) and len(batches) > 3
+    for chosen, batch in batches:
+        assert batch["tokens"].shape == (len(chosen), examples.lengths[chosen].max())
+        assert batch["tokens"].size <= TOKENS_AT_ONCE
+        for row, example in enumerate(chosen.tolist()):
+            assert batch["tokens"][row][: examples.lengths[example]].tolist() == examples.tokens[example].tolist()
+        assert (batch["tokens"] != 0).sum() == examples.lengths[chosen].sum()
+
+
+def test_two_are_timed_in_a_process_of_their_own(
+    build: Build, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In which nothing of the folder that it is started in is run."""
+    run = store(build("bert", int8=True), tmp_path / "run")
+    data = tmp_path / "dev.tsv"
+    data.write_text("text\tlabel\n" + "the cat\tgood\na dog ran over the hill\tbad\n" * 20)
+    (tmp_path / "json.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    found = apart.speedup(run, run, apart.Texts(str(data), (("text",), "label"), 16, 30))
+    assert 0.05 < found < 20, "a model beside itself"
 
 
 def test_an_int8_run_is_timed_beside_its_float32_self(

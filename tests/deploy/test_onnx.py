@@ -2,6 +2,7 @@
 Runtime."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -166,6 +168,44 @@ def product_by_hand(x_MK: np.ndarray, kernel: Int8, divided: bool) -> np.ndarray
     return y_MN
 
 
+def around(graph: Graph, y: str) -> onnx.ModelProto:
+    """The file of a graph from x to y."""
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", None]) for name in ("x", y)]
+    return helper.make_model(
+        helper.make_graph(graph.nodes, "product", shapes[:1], shapes[1:], graph.arrays),
+        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=9,
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", [Graph, FusedGraph])
+def test_static_products_are_those_by_hand_and_of_whole_numbers(kind: type[Graph], bias: bool, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x_MK = random.standard_normal((5, 24), np.float32)
+    x_MK[1] = np.linspace(-11.5, 11.5, 24) / 64  # between two steps
+    x_MK[2] *= 100  # cut off
+    kernel = dataclasses.replace(
+        jax.device_get(quantize_array(random.standard_normal((24, 6), np.float32), 1)), limit=127 / 64
+    )
+    b_N = random.standard_normal(6, np.float32)
+    graph = kind()
+    model = around(graph, graph.linear("x", {"kernel": kernel} | ({"bias": b_N} if bias else {})))
+    whole_MK = np.clip(np.round(x_MK * 64), -128, 127)  # a step is a 64th: nothing but the last product is rounded
+    expected = whole_MK @ kernel.q.astype(np.float64) * (kernel.scale / 64.0) + bias * b_N
+    near = functools.partial(np.testing.assert_allclose, desired=expected, rtol=1e-6, atol=1e-6)
+    if kind is Graph:
+        near(ReferenceEvaluator(model).run(None, {"x": x_MK})[0])
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "made.onnx")
+    options.log_severity_level = 3
+    options.add_session_config_entry(*exported.EXACT)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    near(session.run(None, {"x": x_MK})[0])
+    operators = [node.op_type for node in onnx.load(tmp_path / "made.onnx").graph.node]
+    assert operators == ["QuantizeLinear", "MatMulIntegerToFloat"] + ["Sub"] * (bias and kind is Graph)
+
+
 @pytest.mark.parametrize("kind", [Graph, FusedGraph])
 def test_int8_products_are_those_by_hand_bit_for_bit(kind: type[Graph]) -> None:
     random = np.random.default_rng(0)
@@ -180,13 +220,8 @@ def test_int8_products_are_those_by_hand_bit_for_bit(kind: type[Graph]) -> None:
     w_KN[:, 0] = 1  # with the row of ones the largest sum there is: 16 bits are too few for two of its products
     kernel = jax.device_get(quantize_array(w_KN, 1))
     graph = kind()
-    y = graph.product8("x", kernel)
-    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["m", None]) for name in ("x", y)]
-    model = helper.make_model(
-        helper.make_graph(graph.nodes, "product", shapes[:1], shapes[1:], graph.arrays),
-        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)],
-        ir_version=9,
-    )
+    y = graph.dynamic("x", kernel)
+    model = around(graph, y)
     expected = product_by_hand(x_MK, kernel, divided=kind is FusedGraph)
     for exact in {True, exported._overflows()}:
         session = exported.opened(model.SerializeToString(), threads=1, exact=exact)

@@ -24,6 +24,7 @@ from lsp.cli.app import app
 from lsp.failures import explain, root
 
 __all__ = ["app", "main"]
+ANSWERING = ("bench", "evaluate", "explain", "predict")  # commands that train nothing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.folder("jax") / processor()))
-    keep_freed_memory()
+    keep_freed_memory(one_heap=command_in(words) not in ANSWERING)
     try:
         with interrupt.listening():
             return int(typer.main.get_command(app).main(words, prog_name="lsp", standalone_mode=False) or 0)

@@ -94,8 +94,9 @@ def converted(
     """Without training, by a sample where the recipe asks for one."""
     sample = None
     if train is not None and recipe.calibrates:
-        examples = labelled.read(train, columns, base.labels, reading(base))
-        sample = calibrate.sample(examples, recipe.sample)
+        how = reading(base)
+        table = labelled.read_table(train, columns, base.labels, how)
+        sample = how.examples(calibrate.sample(table, recipe.sample))
         progress.say(f"calibrating on {len(sample)} examples")
     elif train is not None:
         progress.say("--train is not read: nothing in [quantize] asks for it")

@@ -4,17 +4,15 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from lsp import Exit, LspError, checkpoint, console, directory, timing
+from lsp import Exit, LspError, checkpoint, console, directory
 from lsp import recipe as recipes
 from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
-from lsp.data import tasks
 from lsp.data.examples import Examples
-from lsp.deploy import bench
+from lsp.deploy import apart
 from lsp.train import labelled
 from lsp.train.compare import FIRST
 from lsp.train.evaluate import Classifier, Scores
@@ -23,7 +21,6 @@ from lsp.train.options import Options
 CANDIDATES = "candidates"  # each stage of each chain, a run
 CHAIN = "chain.toml"  # the recipe of the chain that was taken
 MOST = 2000  # examples that speed is measured on
-LIMITS = timing.Limits(rounds=9, seconds=30.0)
 
 
 class Stages(NamedTuple):
@@ -31,7 +28,7 @@ class Stages(NamedTuple):
 
     vocabulary: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
     structure: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
-    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any], dict[str, Any]]
+    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any, Path], dict[str, Any]]
 
 
 def run(
@@ -59,7 +56,7 @@ def run(
         model = checkpoint.open(Path(taken.run))
         directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
         first, last = trial.before(), trial.scored(model)
-        beside = measure.beside(held.path, base, trial.examples(base, None), first, last)
+        beside = measure.beside(held.path, base, trial.examples(base), first, last)
         return checkpoint.finish(
             held,
             checkpoint.Model(model.config, model.params, model.tokenizer, model.labels),
@@ -99,11 +96,19 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
 
 
 def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
-    """Chains, the cheap ones first: int8 alone; for each speed that the structure needs each depth without training,
-    and of those that are fast and small enough the most accurate with training, until the goal is met or the time is
-    up."""
+    """Chains, the cheap ones first: int8 alone, of the kind that suits the model; for each speed that the structure
+    needs each depth without training, and of those that are fast and small enough the most accurate with training,
+    until the goal is met or the time is up."""
     plain = trial.tried(None, trained=False)
     yield plain
+    if trial.undecided and plain.drop > search.UNHARMED:
+        trial.int8 = "dynamic"
+        other = trial.tried(None, trained=False)
+        yield other
+        if plain.drop - other.drop > search.UNHARMED:
+            plain = other
+        else:
+            trial.int8 = "static"
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
     last = 0.0
@@ -148,10 +153,8 @@ class _Trial:
         self.base, self.place, self.recipe, self.files, self.stages = base, place, recipe, files, stages
         self.options = options._replace(budget=0.0, track=(), overwrite=False)  # of `out` all was removed before
         self.ends = time.monotonic() + options.budget if options.budget else float("inf")
-        how = labelled.Reading(base.tokenizer, recipe.data.sequence_length, base.config.problem)
-        table = labelled.read_table(files.dev, files.columns, base.labels, how)
-        self.table = tasks.Table(table.texts[:MOST], table.labels[:MOST], table.names)
-        self.whole = bench.of_run(base, "whole")
+        self.undecided = recipe.chain.int8 == "auto"
+        self.int8: recipes.Int8Kind = "static" if recipe.chain.int8 == "auto" else recipe.chain.int8
         self.scores: Scores | None = None
 
     def over(self, seconds: float = 0.0) -> bool:
@@ -165,7 +168,7 @@ class _Trial:
 
     def scored(self, model: checkpoint.Checkpoint) -> Scores:
         """A model on the dev file."""
-        return Classifier(model.config).score(model.params, self.examples(model, None))
+        return Classifier(model.config).score(model.params, self.examples(model))
 
     def given(self) -> Tried:
         """The chain that the recipe spells out."""
@@ -186,13 +189,13 @@ class _Trial:
                 depth=shape.depth,
                 speedup=max(1.0, shape.speedup),
                 shape=shape.spelt or chain.shape,
-                int8=chain.int8,
+                int8=self.int8,
             )
             name = f"{shape.depth}-layers-{shape.speedup:g}x" + ("-trained" if trained else "")
             epochs = self.recipe.train.epochs if trained else 0.0
             run = self._pruned(self.stages.structure, run, name, asked, epochs)
-        if self.recipe.chain.int8:
-            run = self._quantized(run, f"{name}-int8")
+        if self.int8 != "none":
+            run = self._quantized(run, name, self.int8)
         return self._measured(run, shape, trained)
 
     def _pruned(self, verb: Any, start: Path, name: str, asked: recipes.Pruning, epochs: float) -> Path:
@@ -203,11 +206,11 @@ class _Trial:
         verb(start, out, stage, self.files, self.options)
         return out
 
-    def _quantized(self, start: Path, name: str) -> Path:
-        out = self.place / name
-        progress = self.options.progress
-        stage = recipes.Quantize()
-        self.stages.quantize(start, out, stage, self.files.dev, self.files.columns, self.options.overwrite, progress)
+    def _quantized(self, start: Path, name: str, kind: Literal["dynamic", "static"]) -> Path:
+        out, files, options = self.place / f"{name}-{kind}", self.files, self.options
+        stage = recipes.Quantize(recipes.Quantization(kind))
+        verb = self.stages.quantize
+        verb(start, out, stage, files.dev, files.columns, options.overwrite, options.progress, files.train)
         return out
 
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:
@@ -216,30 +219,25 @@ class _Trial:
         model = checkpoint.open(run)
         found = json.loads(kept.read_text()) if kept.exists() else None
         if found is None or found["self"] != model.manifest["self"]:
-            timed = [bench.of_run(model, run.name), self.whole]
-            examples = [self.examples(each, MOST) for each in (model, self.base)]
-            calls = [partial(each.many, texts) for each, texts in zip(timed, examples, strict=True)]
-            timings = bench.measure(bench.Case(calls, 1, len(examples[0]), {}), LIMITS)
-            speed = bench.speedups(timings.seconds_MRE, baseline=1)[0]["speedup"]
+            texts = apart.Texts(str(self.files.dev), self.files.columns, self.recipe.data.sequence_length, MOST)
+            speed = apart.speedup(run, self.base.path, texts)
             found = {"self": model.manifest["self"], "speedup": speed, "metrics": self.scored(model).metrics}
             self.place.mkdir(exist_ok=True)
             directory.write_atomically(kept, json.dumps(found) + "\n")
         metric = FIRST[self.base.config.problem]
         drop = 100 * (self.before().metrics[metric] - found["metrics"][metric])
         shape = shape and dataclasses.replace(shape, spelt=_spelt(model))
-        tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"])
+        tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"], self.int8)
         self.options.progress.say(
             f"{run.name}: {drop:+.2f} points lost, {tried.speedup:.2f} times as fast, {console.size(tried.bytes)}"
         )
         return tried
 
-    def examples(self, model: checkpoint.Checkpoint, most: int | None) -> Examples:
-        """The dev file as the model reads it, or that much of it that speed is measured on."""
+    def examples(self, model: checkpoint.Checkpoint) -> Examples:
+        """The dev file as the model reads it."""
         length = min(self.recipe.data.sequence_length, model.config.max_length)
         how = labelled.Reading(model.tokenizer, length, model.config.problem)
-        if most is None:
-            return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
-        return how.examples(self.table)
+        return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
 
 
 def _row(one: Tried, goal: Goal) -> dict[str, Any]:
@@ -261,6 +259,6 @@ def _spelt(model: checkpoint.Checkpoint) -> str:
 def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -> str:
     """The recipe with the chain spelt out, down to the heads and units of each layer: nothing is measured or chosen."""
     depth, shape = len(model.config.layers), taken.shape.spelt if taken.shape else ""
-    chain = dataclasses.replace(recipe.chain, depth=depth, shape=shape, speedup=1.0)
+    chain = dataclasses.replace(recipe.chain, depth=depth, shape=shape, speedup=1.0, int8=taken.int8)
     train = recipe.train if taken.trained else dataclasses.replace(recipe.train, epochs=0.0, steps=0)
     return recipes.dump(dataclasses.replace(recipe, chain=chain, train=train))

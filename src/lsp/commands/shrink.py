@@ -1,6 +1,7 @@
 """`lsp compress prune` of structure: heads and feed-forward units removed, what is left fitted, then trained."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from lsp import recipe as recipes
 from lsp.checkpoint import Model
 from lsp.compress import latency, structure
 from lsp.compress.depth import with_layers
-from lsp.compress.quantize import quantize
+from lsp.compress.quantize import limited, nearest, quantize
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.refit import refit
 from lsp.compress.shrink import shrink
@@ -37,8 +38,14 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         base, sets, asked = stage.base, stage.sets, recipe.prune
         if base.config.preset == "bilstm":
             raise LspError("An LSTM has no heads and units to remove.", hint="Distil it to a narrower one.")
-        used = quantize if asked.int8 else stage.formed
-        wish = structure.Wish(asked.speedup, asked.depth, asked.shape, latency.typical(sets.dev), used)
+        used: Any = partial(quantize, make=limited if asked.int8 == "static" else nearest)
+        wish = structure.Wish(
+            asked.speedup,
+            asked.depth,
+            asked.shape,
+            latency.typical(sets.dev),
+            used if asked.int8 != "none" else stage.formed,
+        )
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: asked.sample]
         whole = stage.config, dequantize(base.params)
         config, params = _smaller(whole, sets.train, rows, wish, held.path / RECORD, options.progress)

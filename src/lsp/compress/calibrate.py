@@ -6,7 +6,7 @@ Dimensions: B rows, T tokens, E examples of a row, M tokens of all rows, K chann
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +42,22 @@ class Observed(Matrix):
         raise TypeError("a table that is looked up has no input to show")
 
 
-def sample(examples: Examples, count: int, seed: int = 0) -> Examples:
-    """At most `count` of the examples, drawn at random, in their order."""
-    chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
-    return examples.some(np.sort(chosen))
+class Texts(Protocol):
+    """Rows of which some can be taken: of a table, or examples."""
+
+    @property
+    def texts(self) -> list[tuple[str, ...]]: ...
+
+    def some(self, chosen: np.ndarray) -> Self: ...
+
+
+Rows = TypeVar("Rows", bound=Texts)
+
+
+def sample(whole: Rows, count: int, seed: int = 0) -> Rows:
+    """At most `count` of the rows, drawn at random, in their order."""
+    chosen = np.random.default_rng(seed).permutation(len(whole.texts))[:count]
+    return whole.some(np.sort(chosen))
 
 
 def observable(path: Path) -> bool:

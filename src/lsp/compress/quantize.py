@@ -8,6 +8,8 @@ that is in `compress/calibrated.py`.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from lsp import Exit, LspError
 from lsp.model.int8 import Int8, quantize_array
 from lsp.model.weightonly import is_quantized
@@ -20,6 +22,12 @@ Make = Callable[[str, Any, int], Any]  # the smaller matrix, of a name, a float 
 def nearest(name: str, w: Any, axis: int) -> Int8:
     """Rounded to nearest, whatever its name is."""
     return quantize_array(w, axis)
+
+
+def limited(name: str, w: Any, axis: int) -> Int8:
+    """The same with a limit that no sample told: to be timed."""
+    small = quantize_array(w, axis)
+    return Int8.stored(small.q, small.scale, axis, None, np.float32(1)) if axis else small
 
 
 def quantize(params: Tree, make: Make = nearest) -> Tree:

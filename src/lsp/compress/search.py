@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lsp.recipe import Int8Kind
+
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
 LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
 
+UNHARMED = 0.5  # points that one scale for each matrix may cost more than one for each token, which is slower
 NOISE = 0.03  # of the same model's speed, measured again
 
 
@@ -44,7 +47,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Tried:
-    """A chain that was made and measured: points lost on the dev file, times as fast, bytes. `run` is where it is."""
+    """A chain that was made and measured: points lost on the dev file, times as fast, bytes. `run` is where it is, and
+    `int8` the kind at its end, as `chain.int8` says it."""
 
     run: str
     shape: Shape | None
@@ -52,6 +56,7 @@ class Tried:
     drop: float
     speedup: float
     bytes: int
+    int8: Int8Kind = "none"
 
     def beats(self, other: "Tried") -> bool:
         """As good in everything, and better in something."""

@@ -229,13 +229,24 @@ def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
 
 def alone(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every example once, for models that read one a row: (which examples are the first rows, `Examples.batch` of
-    them). Those of one width go together, in batches of few shapes."""
+    them). Those of one width go together, in batches of few shapes: each is compiled for."""
     widths = np.array([min(width_for(length), examples.sequence_length) for length in examples.lengths.tolist()])
     for width in np.unique(widths).tolist():
         some, full = np.flatnonzero(widths == width), max(1, TOKENS_AT_ONCE // width)
         for start in range(0, len(some), full):
             chosen = some[start : start + full]
             yield chosen, examples.batch(chosen, min(full, 1 << (len(chosen) - 1).bit_length()))
+
+
+def sorted_by_length(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
+    """The same for models that take any shape: the longest first, and no wider than the longest of a batch."""
+    order, start = np.argsort(-examples.lengths, kind="stable"), 0
+    while start < len(order):
+        longest = int(examples.lengths[order[start]])
+        chosen = order[start : start + max(1, TOKENS_AT_ONCE // longest)]
+        batch = examples.batch(chosen, len(chosen))
+        yield chosen, batch | {name: batch[name][:, :longest] for name in ("tokens", "segments", "types")}
+        start += len(chosen)
 
 
 def places(width: int) -> int:

@@ -1,5 +1,6 @@
 """An exported classifier, opened for use: one door for every runtime whose folders `lsp export` writes."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from lsp import Exit, LspError, directory
-from lsp.data.examples import Examples, alone
+from lsp.data.batches import Batch
+from lsp.data.examples import Examples, alone, sorted_by_length
 from lsp.data.tokenizer import Tokenizer
 from lsp.deploy.parity import Answer
 from lsp.recipe import Problem
@@ -15,7 +17,8 @@ from lsp.recipe import Problem
 
 @dataclass(frozen=True)
 class Exported:
-    """`answer` takes tokens and types int32 [B, T], 0 on padding, and gives logits fp32 [B, C]."""
+    """`answer` takes tokens and types int32 [B, T], 0 on padding, and gives logits fp32 [B, C]; `batches` are those
+    that it is fast with."""
 
     path: Path
     manifest: dict[str, Any]
@@ -24,11 +27,12 @@ class Exported:
     problem: Problem
     max_length: int
     answer: Answer
+    batches: Callable[[Examples], Iterator[tuple[np.ndarray, Batch]]]
 
     def logits(self, examples: Examples) -> np.ndarray:
-        """fp32 [N, C], in the examples' order; each has a row of its own, in batches of few shapes."""
+        """fp32 [N, C], in the examples' order; each has a row of its own, whatever the batches."""
         order, found = [], []
-        for chosen, batch in alone(examples):
+        for chosen, batch in self.batches(examples):
             order.append(chosen)
             found.append(self.answer(batch["tokens"], batch["types"])[: len(chosen)])
         return np.concatenate(found)[np.argsort(np.concatenate(order))]
@@ -43,7 +47,7 @@ def open(path: Path) -> Exported:
     """The classifier in an export's folder, every byte confirmed. Raises LspError: 4 for a damaged one, 5 where a
     package that runs it is missing."""
     manifest = directory.read(path)
-    tokenizer = Tokenizer.load(path)
+    tokenizer, kind = Tokenizer.load(path), manifest["exported"]
     return Exported(
         path=path,
         manifest=manifest,
@@ -51,7 +55,8 @@ def open(path: Path) -> Exported:
         labels=tuple(manifest["labels"]),
         problem=manifest["problem"],
         max_length=manifest["max_length"],
-        answer=_answerer(path, manifest["exported"]),
+        answer=_answerer(path, kind),
+        batches=sorted_by_length if kind == "onnx" else alone,
     )
 
 

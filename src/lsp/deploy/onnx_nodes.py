@@ -49,32 +49,41 @@ class Graph:
 
     def linear(self, x: str, part: Tree) -> str:
         """x [M, K] by a dense layer of ours: [M, N]."""
-        kernel = part["kernel"]
-        y = self.rounded(x, kernel) if isinstance(kernel, Int8) else self("MatMul", x, floats(kernel))
-        # [1, N] and not [N]: what ONNX Runtime makes of a bias and a GELU takes longer than the two of them.
-        return self("Add", y, floats(part["bias"])[None]) if "bias" in part else y
-
-    def rounded(self, x: str, kernel: Int8) -> str:
-        """x [M, K] by an int8 kernel, with what SmoothQuant and static limits do to x before."""
-        if kernel.factor is not None:
+        kernel, bias = part["kernel"], floats(part["bias"]) if "bias" in part else None
+        if not isinstance(kernel, Int8):
+            return self.plus(self("MatMul", x, floats(kernel)), bias)
+        if kernel.factor is not None:  # SmoothQuant
             x = self("Mul", x, floats(kernel.factor))
-        if kernel.limit is None:
-            return self.product8(x, kernel)
-        limit = floats(kernel.limit).reshape(())
-        return Graph.product8(self, self("Clip", x, -limit, limit), kernel, limit.reshape(1, 1))
+        return self.plus(self.dynamic(x, kernel), bias) if kernel.limit is None else self.static(x, kernel, bias)
 
-    def product8(self, x: str, kernel: Int8, limit: np.ndarray | None = None) -> str:
-        """x [M, K] by an int8 kernel, each row of x rounded to int8 by its own scale, as `int8.matmul` does it, or all
-        by that of a `limit` [1, 1].
+    def plus(self, y: str, bias: np.ndarray | None) -> str:
+        """With a bias of [1, N] and not [N]: what ONNX Runtime makes of that and a GELU takes longer than the two."""
+        return y if bias is None else self("Add", y, bias[None])
+
+    def dynamic(self, x: str, kernel: Int8) -> str:
+        """x [M, K] by an int8 kernel, each row rounded to int8 by its own scale, as `int8.matmul` does it.
 
         Runtimes are fast at uint8 times int8, so q + 128 is what is multiplied. The columns are scaled before the rows:
         ONNX Runtime 1.31 makes one operator of the other order and the bias, and scales the bias by the row with it.
         """
-        largest: Any = self.largest(x) if limit is None else limit
+        largest = self.largest(x)
         q = self("Round", self("Mul", x, self("Div", np.float32(LARGEST), largest)))
         q = self("Cast", self("Add", q, np.float32(128)), to=TensorProto.UINT8)
         y = self("Cast", self("MatMulInteger", q, kernel.q, np.uint8(128)), to=TensorProto.FLOAT)
         return self("Mul", self("Mul", y, kernel.scale / np.float32(LARGEST)), largest)
+
+    def static(self, x: str, kernel: Int8, bias: np.ndarray | None) -> str:
+        """The same with one scale that is known before, and the bias.
+
+        Pairs of quantising and multiplying out are how ONNX says so: runtimes that are fast at int8 multiply whole
+        numbers then, and others are right without. A bias that is added makes ONNX Runtime multiply floats, as long as
+        it isn't rounded as well, which moves answers by as much as all other rounding; so one is subtracted.
+        """
+        step, middle = floats(kernel.limit / LARGEST).reshape(()), np.uint8(128)
+        rounded = self("DequantizeLinear", self("QuantizeLinear", x, step, middle), step, middle)
+        zeros = np.zeros(kernel.shape[1], np.int8)
+        y = self("MatMul", rounded, self("DequantizeLinear", kernel.q, floats(kernel.scale), zeros, axis=1))
+        return y if bias is None else self("Sub", y, -bias)
 
     def largest(self, x: str) -> str:
         """The largest magnitude of each row [M, 1]."""
@@ -106,7 +115,7 @@ class FusedGraph(Graph):
     version 1.31.
     """
 
-    def product8(self, x: str, kernel: Int8, limit: np.ndarray | None = None) -> str:
+    def dynamic(self, x: str, kernel: Int8) -> str:
         """One operator rounds; one multiplies, casts and scales. It would scale a bias as well, so it gets none."""
         largest = self.largest(x)
         scale = self("Squeeze", self("Div", largest, np.float32(LARGEST)), ints(-1))
@@ -114,6 +123,13 @@ class FusedGraph(Graph):
         q = self("QuantizeLinear", x, scale, self("ConstantOfShape", self("Shape", scale), value=middle), axis=0)
         columns = kernel.scale / np.float32(LARGEST)
         return self("MatMulIntegerToFloat", q, kernel.q, largest, columns, np.uint8(128), domain=FUSED)
+
+    def static(self, x: str, kernel: Int8, bias: np.ndarray | None) -> str:
+        """One operator rounds, and one does all the rest, the bias included."""
+        step, middle = floats(kernel.limit / LARGEST).reshape(()), np.uint8(128)
+        q = self("QuantizeLinear", x, step, middle)
+        after = [] if bias is None else ["", bias]  # no middle of the weights
+        return self("MatMulIntegerToFloat", q, kernel.q, step, floats(kernel.scale), middle, *after, domain=FUSED)
 
 
 def floats(array: Any) -> np.ndarray:

@@ -134,6 +134,9 @@ class Replicas:
     momentum: float = key(0.9, "momentum of that step")
 
 
+Int8Kind = Literal["none", "dynamic", "static"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Pruning:
     what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
@@ -146,7 +149,7 @@ class Pruning:
     end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
     every: int = key(20, "steps between two updates of the masks (`weights`)")
     speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
-    int8: bool = key(False, "`speedup` is what int8 gains from it, in which the model will be used; it stays float (`structure`)")
+    int8: Int8Kind = key("none", "`speedup` is what such an int8 model gains from it, as which it will be used, with a scale for each token (`dynamic`) or each matrix (`static`); it stays float (`structure`)")
     depth: int = key(0, "layers to keep, those without which answers would change most; 0 means all (`structure`)")
     sample: int = key(2048, "training examples by which heads and units are judged and what stays is fitted (`structure`)")
     shape: str = key("", "what each layer keeps, `12+672 11+384 …` heads and feed-forward units, instead of what `speedup` makes of it (`structure`)")
@@ -160,7 +163,7 @@ class Chain:
     depth: int = key(0, "layers to keep; 0 means that depth and speed are searched for")
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
     shape: str = key("", "with `depth`, what each layer keeps, `12+672 11+384 …` heads and feed-forward units; nothing is measured then")
-    int8: bool = key(True, "int8 weights and activations at the end")
+    int8: Literal["auto", Int8Kind] = key("auto", "int8 weights and activations at the end: with a scale for each matrix (`static`), for each token (`dynamic`) or none of it (`none`); `auto` is static, which is the fastest, unless that costs the model without pruning half a point more than dynamic")
 
 
 Calibration = Literal["minmax", "percentile", "mse", "kl"]
