@@ -237,9 +237,9 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     train = dataclasses.replace(PRUNED.train, steps=0, epochs=1.0)
     asked = recipe.Search(train=train, data=recipe.Labelled(sequence_length=32))
     made = search.run(road / "classifier", tmp_path / "best", asked, files, Goal(5.0, 2.5), AGAIN, STAGES)
-    assert made["after"]["speedup"] >= 2.5 and made["after"]["drop"] <= 5
+    assert made["after"]["speedup"] >= 2.5 and made["after"]["points_lost"] <= 5
     assert made["bytes"] < made["before"]["bytes"]
-    assert made["paired"]["points"] == pytest.approx(made["after"]["drop"])
+    assert made["paired"]["points_lost"] == pytest.approx(made["after"]["points_lost"])
     tried = json.loads((tmp_path / "best" / "pareto.json").read_text())
     assert len(tried) == made["tried"] and [row["taken"] for row in tried].count(True) == 1
     assert all(Path(row["run"]).is_dir() for row in made["front"])
@@ -312,8 +312,8 @@ def test_every_stage_says_which_labels_flipped(road: Path) -> None:
         assert {row["row"]: (row["before"], row["after"]) for row in rows} == expected, child
         paired, flips = found["paired"], found["paired"]["flips"]
         before, after = (found[when]["metrics"]["accuracy"] for when in ("before", "after"))
-        assert paired["points"] == pytest.approx(100 * (before - after))
-        assert flips["right_to_wrong"] - flips["wrong_to_right"] == pytest.approx(paired["points"]), "of 100"
+        assert paired["points_lost"] == pytest.approx(100 * (before - after))
+        assert flips["right_to_wrong"] - flips["wrong_to_right"] == pytest.approx(paired["points_lost"]), "of 100"
         assert sum(flips.values()) == len(rows) and paired["examples"] == 100
 
 

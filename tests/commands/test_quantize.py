@@ -72,7 +72,7 @@ def test_each_method_makes_a_model_that_answers(name: str, run: Path, tmp_path: 
     assert cli.main(command) == Exit.DONE
     made = json.loads((out / "result.json").read_text())
     assert made["before"]["metrics"]["accuracy"] > 0.85
-    assert made["paired"]["points"] < 6 and made["kept_float"] == []
+    assert made["paired"]["points_lost"] < 6 and made["kept_float"] == []
     assert ("sensitivity" in made) == ("outliers" in made) == (name == "gptq")
     held = leaves(out)
     kind = WeightOnly if name == "weights" else Int8

@@ -59,15 +59,15 @@ def test_the_planted_part_is_most_harmful_and_stays_float(draw: Draw, invent: In
     # Against the model with this part alone quantised for real.
     alone = sensitivity.mixed(params, small, {row["part"] for row in rows} - {BAD})
     before, after = classifier.score(params, some), classifier.score(alone, some)
-    assert rows[0]["drop"] == pytest.approx(100 * (before.metrics["accuracy"] - after.metrics["accuracy"]))
+    assert rows[0]["points_lost"] == pytest.approx(100 * (before.metrics["accuracy"] - after.metrics["accuracy"]))
     ranked = [row["part"] for row in rows]
 
     def within(most: float | None) -> sensitivity.Within:
         return sensitivity.within(classifier, params, small, some, before, ranked, most)
 
-    loose, tight, free = within(100.0), within(rows[0]["drop"] / 2), within(None)
-    assert loose.kept == free.kept == [] and free.points == loose.points > rows[0]["drop"] / 2
-    assert tight.kept[0] == BAD and tight.points <= rows[0]["drop"] / 2
+    loose, tight, free = within(100.0), within(rows[0]["points_lost"] / 2), within(None)
+    assert loose.kept == free.kept == [] and free.points == loose.points > rows[0]["points_lost"] / 2
+    assert tight.kept[0] == BAD and tight.points <= rows[0]["points_lost"] / 2
     block = tight.params["layers"][1]["feedforward"]
     assert block["up"]["kernel"] is params["layers"][1]["feedforward"]["up"]["kernel"]
     assert isinstance(tight.params["layers"][0]["attention"]["qkv"]["kernel"], Int8)
@@ -112,10 +112,12 @@ def test_a_drop_that_may_not_be_keeps_the_part_float_on_disk(run: Path, tmp_path
     free, loose = quantized(run, tmp_path / "free", "--set", "quantize.sensitivity=true")
     assert free == Exit.DONE and loose["gates"] == [] and loose["kept_float"] == []
     drop, rows = loose["paired"], loose["sensitivity"]
-    assert drop["points"] > 3 and drop["interval"][0] < drop["points"] < drop["interval"][1] and drop["p"] < 0.05
-    assert drop["flips"]["right_to_wrong"] == round(drop["points"]), "100 examples, all right before"
+    assert (
+        drop["points_lost"] > 3 and drop["interval"][0] < drop["points_lost"] < drop["interval"][1] and drop["p"] < 0.05
+    )
+    assert drop["flips"]["right_to_wrong"] == round(drop["points_lost"]), "100 examples, all right before"
     assert rows[0]["part"] == BAD and "layers.1.feedforward.down.kernel" in {row["kernel"] for row in loose["outliers"]}
-    code, made = quantized(run, tmp_path / "held", "--max-drop", str(drop["points"] - 1))
+    code, made = quantized(run, tmp_path / "held", "--max-drop", str(drop["points_lost"] - 1))
     assert code == Exit.DONE and made["gates"][0]["passed"] and made["kept_float"][0] == BAD
     opened = checkpoint.open(tmp_path / "held")
     assert opened.manifest["compression"] == [{"stage": "quantize", "bits": 8, "float": made["kept_float"]}]
@@ -126,8 +128,8 @@ def test_a_budget_that_nothing_meets_is_exit_1_each_time(run: Path, tmp_path: Pa
     for status in ("complete", "already complete"):
         code, made = quantized(run, tmp_path / "out", "--max-drop", "0")
         assert code == Exit.NO and made["gates"][0]["passed"] is False, status
-        assert min(row["drop"] for row in made["sensitivity"]) > 0, "each part alone costs answers"
-    assert made["kept_float"] == [] and made["gates"][0]["value"] == made["paired"]["points"] > 0
+        assert min(row["points_lost"] for row in made["sensitivity"]) > 0, "each part alone costs answers"
+    assert made["kept_float"] == [] and made["gates"][0]["value"] == made["paired"]["points_lost"] > 0
     opened = checkpoint.open(tmp_path / "out")
     assert present(opened.params["layers"][1]["feedforward"]), "all quantised: a copy of the model would be no answer"
     assert opened.manifest["compression"] == [{"stage": "quantize", "bits": 8}]

@@ -37,7 +37,7 @@ def test_points_flips_and_p_by_hand() -> None:
     labels = np.array([0, 0, 1, 1, 2, 2, 0, 1])
     before, after = logits([0, 0, 1, 0, 2, 1, 1, 1]), logits([0, 1, 2, 1, 2, 0, 1, 1])
     found = paired.compared(Pair("single_label", before, after, labels))
-    assert found["points"] == pytest.approx(100 * (5 - 4) / 8)
+    assert found["points_lost"] == pytest.approx(100 * (5 - 4) / 8)
     assert found["flips"] == {"right_to_wrong": 2, "wrong_to_right": 1, "wrong_to_wrong": 1}
     assert found["p"] == pytest.approx(1.0) and found["examples"] == 8 and found["metric"] == "accuracy"
 
@@ -45,7 +45,7 @@ def test_points_flips_and_p_by_hand() -> None:
 def test_the_interval_is_the_bootstraps_and_scipys(pair: Pair) -> None:
     found = paired.compared(pair)
     right = [(each.argmax(1) == pair.labels).astype(float) for each in (pair.before_NC, pair.after_NC)]
-    assert found["points"] == pytest.approx(100 * (right[0].mean() - right[1].mean()))
+    assert found["points_lost"] == pytest.approx(100 * (right[0].mean() - right[1].mean()))
     slow = stats.bootstrap((right[0] - right[1],), np.mean, method="percentile", n_resamples=4000, rng=1)
     low, high = slow.confidence_interval
     np.testing.assert_allclose(found["interval"], [100 * low, 100 * high], atol=0.5)
@@ -68,7 +68,7 @@ def _apart(one: np.ndarray, other: np.ndarray, axis: int) -> np.ndarray:
 
 def test_a_model_beside_itself_has_lost_nothing(pair: Pair) -> None:
     found = paired.compared(pair._replace(after_NC=pair.before_NC))
-    assert (found["points"], found["interval"], found["p"]) == (0.0, [0.0, 0.0], 1.0)
+    assert (found["points_lost"], found["interval"], found["p"]) == (0.0, [0.0, 0.0], 1.0)
     assert sum(found["flips"].values()) == 0
     assert paired.flips(pair._replace(after_NC=pair.before_NC), "abc", [("",)] * 400) == []
 
@@ -80,8 +80,8 @@ def test_of_numbers_the_correlation_is_compared_and_no_label_flips() -> None:
     pair = Pair("regression", close, far, numbers)
     found = paired.compared(pair)
     pearson = [stats.pearsonr(each[:, 0], numbers).statistic for each in (close, far)]
-    assert found["points"] == pytest.approx(100 * (pearson[0] - pearson[1])) and found["p"] < 0.01
-    assert 0 < found["interval"][0] < found["points"] < found["interval"][1]
+    assert found["points_lost"] == pytest.approx(100 * (pearson[0] - pearson[1])) and found["p"] < 0.01
+    assert 0 < found["interval"][0] < found["points_lost"] < found["interval"][1]
     assert sum(found["flips"].values()) == 0 and paired.flips(pair, (), [("",)] * 200) == []
 
 
@@ -93,7 +93,7 @@ def test_of_several_classes_an_answer_is_right_when_all_of_it_is() -> None:
     found = paired.compared(pair)
     assert found["flips"] == {"right_to_wrong": 1, "wrong_to_right": 1, "wrong_to_wrong": 1}
     # F1 over all marks: before 3 of 4 labels found with 1 too many; after 3 of 4 with 2 too many.
-    assert found["metric"] == "f1" and found["points"] == pytest.approx(100 * (6 / 8 - 6 / 9))
+    assert found["metric"] == "f1" and found["points_lost"] == pytest.approx(100 * (6 / 8 - 6 / 9))
     rows = paired.flips(pair, ("a", "b"), [(name,) for name in "pqrs"])
     assert {row["text"]: (row["label"], row["before"], row["after"]) for row in rows} == {
         "p": (["a"], ["a"], ["a", "b"]),

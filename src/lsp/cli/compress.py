@@ -56,8 +56,9 @@ def quantize(
     alone, and those that cost most stay float until accuracy falls by no more than
     half a percent point; exits 1 where that leaves nothing in int8.
     --method weights leaves activations float: smaller, with --set quantize.bits=4
-    eight times, but not faster. static, and what else [quantize] has to choose in
-    docs/recipes.md, calibrates on --train; trained learns on it in int8.
+    eight times, but not faster. static, the fastest, and what else [quantize] has
+    to choose in docs/recipes.md, calibrates on --train; trained learns on it in
+    int8.
     """
     plan = recipe.load(recipe.Quantize, recipe_file, changes)
     if method:

@@ -133,7 +133,7 @@ def _compared(ours: Scores, plan: Plan, dev: Examples, place: Path, progress: An
     problem = plan.config.problem
     beside = paired.compared(paired.Pair(problem, plain.logits, ours.logits, dev.labels))
     p, name = beside["p"], beside["metric"]
-    if beside["points"] >= 0 or p > compare.CHANCE:
+    if beside["points_lost"] >= 0 or p > compare.CHANCE:
         progress.warn(
             f"without a teacher the same student does as well: {name} {plain.metrics[name]:.4f}, and with it "
             f"{ours.metrics[name]:.4f} (p = {p:.2g})"

@@ -28,7 +28,7 @@ class Stages(NamedTuple):
 
     vocabulary: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
     structure: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
-    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any, Path], dict[str, Any]]
+    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any, Path | None], dict[str, Any]]
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
             parents=[inputs["from"]],
             result={
                 "before": base.size() | first.summary(),
-                "after": last.summary() | {"speedup": taken.speedup, "drop": taken.drop},
+                "after": last.summary() | {"speedup": taken.speedup, "points_lost": taken.drop},
                 "paired": beside,
                 "tried": len(tried),
                 "front": [_row(one, goal) for one in front],
@@ -79,7 +79,7 @@ def _still(held: directory.Run, goal: Goal) -> dict[str, Any]:
     """The result of a search that is complete, if what it took meets this goal too."""
     result = held.result()
     after = result["after"]
-    taken = Tried(str(held.path), None, False, after["drop"], after["speedup"], result["bytes"])
+    taken = Tried(str(held.path), None, False, after["points_lost"], after["speedup"], result["bytes"])
     _refuse(taken, goal, f"{held.path} is complete, for another goal", "Give another --out, or --overwrite.")
     return result
 
@@ -209,8 +209,8 @@ class _Trial:
     def _quantized(self, start: Path, name: str, kind: Literal["dynamic", "static"]) -> Path:
         out, files, options = self.place / f"{name}-{kind}", self.files, self.options
         stage = recipes.Quantize(recipes.Quantization(kind))
-        verb = self.stages.quantize
-        verb(start, out, stage, files.dev, files.columns, options.overwrite, options.progress, files.train)
+        train = files.train if stage.quantize.calibrates else None
+        self.stages.quantize(start, out, stage, files.dev, files.columns, options.overwrite, options.progress, train)
         return out
 
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:

@@ -93,7 +93,7 @@ def sensitivity(
         rows.append(
             {
                 "part": name,
-                "drop": 100 * Pair(problem, before_NC, after_NC, examples.labels).lost(),
+                "points_lost": 100 * Pair(problem, before_NC, after_NC, examples.labels).lost(),
                 "divergence": away,
             }
         )

@@ -49,9 +49,9 @@ class Pair(NamedTuple):
 
 
 def compared(pair: Pair, seed: int = 0) -> dict[str, Any]:
-    """For a result: `points` of the main metric that were lost, in hundredths of it; their 95 % `interval`, by drawing
-    examples again for both models at once (Efron, 1979); `flips`, how many labels changed in which direction; and `p`,
-    how likely so lopsided a change of right answers is by chance: McNemar's exact test, of numbers `sign_flips` of the
+    """For a result: `points_lost` of the main metric, in hundredths of it; their 95 % `interval`, by drawing examples
+    again for both models at once (Efron, 1979); `flips`, how many labels changed in which direction; and `p`, how
+    likely so lopsided a change of right answers is by chance: McNemar's exact test, of numbers `sign_flips` of the
     squared errors. Where no answer changed the interval is [0, 0]: the bootstrap knows no rarer event than what it saw.
     """
     before_N, after_N = pair.goodness()
@@ -63,7 +63,7 @@ def compared(pair: Pair, seed: int = 0) -> dict[str, Any]:
     tails = [(1 - COVERED) / 2, (1 + COVERED) / 2]
     return {
         "metric": FIRST[pair.problem],
-        "points": 100 * pair.lost(),
+        "points_lost": 100 * pair.lost(),
         "interval": (100 * np.quantile(_drawn(pair, before_N - after_N, seed), tails)).tolist(),
         "p": p,
         "examples": len(pair.labels),
