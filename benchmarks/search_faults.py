@@ -75,7 +75,7 @@ def make(top: Path, chance: random.Random) -> None:
         (top / f"{name}.tsv").write_text("text\tlabel\n" + "".join(rows))
     (top / "text.txt").write_text("\n\n".join(line.split("\t")[0] for line in (top / "train.tsv").open()))
     sets = [word for change in MODEL.split() for word in ("--set", change)]
-    run("pretrain", "--data", top / "text.txt", *sets, "--set", "data.vocab_size=400", "--set", "train.steps=5",
+    run("pretrain", "--data", top / "text.txt", *sets, "--set", "data.vocab_size=300", "--set", "train.steps=5",
         "--set", "data.sequence_length=64", "--out", top / "encoder")  # fmt: skip
     run("finetune", "--from", top / "encoder", "--train", top / "train.tsv", "--dev", top / "dev.tsv",
         "--set", "train.epochs=4", "--set", "train.learning_rate=2e-3", "--out", top / "classifier")  # fmt: skip

@@ -29,7 +29,7 @@ from lsp.commands import (
 from lsp.compress import latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
-from lsp.compress.search import Goal, Tried
+from lsp.compress.search import Goal, Shape, Tried
 from lsp.console import Progress
 from lsp.deploy import apart
 from lsp.model.int8 import Int8, present
@@ -215,6 +215,28 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
     found = list(search._searched(trial, Goal(1.0, 1.5), AGAIN))
     assert trial.int8 == taken
     assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > 0.5)
+
+
+def test_what_is_far_away_is_reached_in_two_steps(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is trained to answer as the whole model does, and a recipe that says both ends with the same bits."""
+    priced(monkeypatch)
+    monkeypatch.setattr(apart, "speedup", lambda run, base, texts: 2.0)
+    base, files = checkpoint.open(road / "classifier"), Files(road / "train.tsv", road / "dev.tsv")
+    asked = recipe.Search(
+        chain=recipe.Chain(vocabulary=False, int8="none"),
+        train=dataclasses.replace(PRUNED.train, steps=0, epochs=0.5),
+        data=recipe.Labelled(sequence_length=32),
+    )
+    made = search._Trial(base, tmp_path / "one", asked, files, AGAIN, STAGES).tried(Shape(2, 2.2), trained=True)
+    half, last = (checkpoint.open(tmp_path / "one" / f"2-layers-{n}-trained") for n in ("half-way", "2.2x"))
+    assert made.run == str(last.path) and made.shape.through == search._spelt(half) != search._spelt(last)
+    assert last.manifest["parents"] == [half.manifest["self"]]
+    assert half.manifest["parents"] == [base.manifest["self"]]
+    assert sum(p.size for p in jax.tree.leaves(last.params)) < sum(p.size for p in jax.tree.leaves(half.params))
+    (tmp_path / "chain.toml").write_text(search._chain(asked, made, last))
+    spelt = recipe.load(recipe.Search, tmp_path / "chain.toml", [])
+    again = search._Trial(base, tmp_path / "two", spelt, files, AGAIN, STAGES).given()
+    jax.tree.map(np.testing.assert_array_equal, last.params, checkpoint.open(Path(again.run)).params)
 
 
 def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(

@@ -27,7 +27,7 @@ class Stages(NamedTuple):
     """The commands that a chain is made of: `run` of each."""
 
     vocabulary: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
-    structure: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
+    structure: Callable[[Path, Path, recipes.Prune, labelled.Files, Options, Path | None], dict[str, Any]]
     quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any, Path | None], dict[str, Any]]
 
 
@@ -177,34 +177,47 @@ class _Trial:
 
     def tried(self, shape: Shape | None, trained: bool) -> Tried:
         """One chain, made and measured."""
-        run = self.base.path
-        name = "plain"
+        run, name = self.base.path, "plain"
         if self.recipe.chain.vocabulary:
-            asked = recipes.Pruning(what="vocabulary")
-            run = self._pruned(self.stages.vocabulary, run, "pieces", asked, 0.0)
+            run = self._fewer_pieces(run)
         if shape is not None:
-            chain = self.recipe.chain
-            asked = recipes.Pruning(
-                what="structure",
-                depth=shape.depth,
-                speedup=max(1.0, shape.speedup),
-                shape=shape.spelt or chain.shape,
-                int8=self.int8,
-            )
-            name = f"{shape.depth}-layers-{shape.speedup:g}x" + ("-trained" if trained else "")
-            epochs = self.recipe.train.epochs if trained else 0.0
-            run = self._pruned(self.stages.structure, run, name, asked, epochs)
+            *half, run = self._pruned(run, shape, trained)
+            name = run.name
+            shape = dataclasses.replace(shape, through=_spelt(checkpoint.open(half[0])) if half else "")
         if self.int8 != "none":
             run = self._quantized(run, name, self.int8)
         return self._measured(run, shape, trained)
 
-    def _pruned(self, verb: Any, start: Path, name: str, asked: recipes.Pruning, epochs: float) -> Path:
-        out = self.place / name
-        train = dataclasses.replace(self.recipe.train, epochs=epochs, steps=self.recipe.train.steps if epochs else 0)
-        stage = recipes.Prune(asked, self.recipe.head, self.recipe.data, train, self.recipe.mesh)
+    def _fewer_pieces(self, start: Path) -> Path:
+        stage = self._stage(recipes.Pruning(what="vocabulary"), trained=False)
+        self.options.progress.say("— pieces")
+        self.stages.vocabulary(start, self.place / "pieces", stage, self.files, self.options)
+        return self.place / "pieces"
+
+    def _pruned(self, start: Path, shape: Shape, trained: bool) -> list[Path]:
+        """The run without what the shape does not have, and before it the one half-way there, where that is far."""
+        chain, end = self.recipe.chain, "-trained" if trained else ""
+        name = f"{shape.depth}-layers-{shape.speedup:g}x{end}"
+        asked = recipes.Pruning("structure", depth=shape.depth, speedup=max(1.0, shape.speedup), int8=self.int8)
+        if not trained or not (chain.through or shape.speedup > search.STEP):
+            asked = dataclasses.replace(asked, shape=shape.spelt or chain.shape)
+            return [self._made(start, name, asked, trained)]
+        half = dataclasses.replace(asked, speedup=search.STEP, shape=chain.through)
+        first = self._made(start, f"{shape.depth}-layers-half-way{end}", half, trained)
+        left = shape.speedup / json.loads((first / "result.json").read_text())["after"]["speedup"]
+        rest = dataclasses.replace(asked, depth=0, speedup=max(1.0, left), shape=chain.shape)
+        return [first, self._made(first, name, rest, trained, start)]
+
+    def _made(self, start: Path, name: str, asked: recipes.Pruning, trained: bool, teacher: Path | None = None) -> Path:
+        out, stage = self.place / name, self._stage(asked, trained)
         self.options.progress.say(f"— {name}")
-        verb(start, out, stage, self.files, self.options)
+        self.stages.structure(start, out, stage, self.files, self.options, teacher)
         return out
+
+    def _stage(self, asked: recipes.Pruning, trained: bool) -> recipes.Prune:
+        ours = self.recipe
+        train = ours.train if trained else dataclasses.replace(ours.train, epochs=0.0, steps=0)
+        return recipes.Prune(asked, ours.head, ours.data, train, ours.mesh)
 
     def _quantized(self, start: Path, name: str, kind: Literal["dynamic", "static"]) -> Path:
         out, files, options = self.place / f"{name}-{kind}", self.files, self.options
@@ -259,6 +272,7 @@ def _spelt(model: checkpoint.Checkpoint) -> str:
 def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -> str:
     """The recipe with the chain spelt out, down to the heads and units of each layer: nothing is measured or chosen."""
     depth, shape = len(model.config.layers), taken.shape.spelt if taken.shape else ""
-    chain = dataclasses.replace(recipe.chain, depth=depth, shape=shape, speedup=1.0, int8=taken.int8)
+    through = taken.shape.through if taken.shape else ""
+    chain = dataclasses.replace(recipe.chain, depth=depth, through=through, shape=shape, speedup=1.0, int8=taken.int8)
     train = recipe.train if taken.trained else dataclasses.replace(recipe.train, epochs=0.0, steps=0)
     return recipes.dump(dataclasses.replace(recipe, chain=chain, train=train))

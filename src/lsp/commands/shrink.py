@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lsp import LspError, directory
+from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.checkpoint import Model
 from lsp.compress import latency, structure
@@ -29,9 +29,17 @@ ROWS = 32  # examples of a batch that matrices are fitted on
 TOKENS = 1 << 15  # that they are fitted on, about
 
 
-def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options) -> dict[str, Any]:
-    """Writes the smaller model to `out`. One that came in int8 is measured in int8, and leaves so."""
-    with claimed(start, out, recipe, files, options) as held:
+def run(
+    start: Path,
+    out: Path,
+    recipe: recipes.Prune,
+    files: labelled.Files,
+    options: Options,
+    teacher: Path | None = None,
+) -> dict[str, Any]:
+    """Writes the smaller model to `out`. One that came in int8 is measured in int8, and leaves so. In training it
+    learns to answer as `teacher`, a run with the same tokenizer; as itself before where that is None."""
+    with claimed(start, out, recipe, files, options, teacher) as held:
         if held.complete:
             return held.result()
         stage = Stage.begun(held, start, recipe, files, options)
@@ -52,7 +60,8 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         classifier = Classifier(config)
         made: dict[str, Any] = {"step": 0, "untrained": classifier.score(stage.formed(params), sets.dev).metrics}
         if stage.steps:
-            sets.train.wanted = answers(base, sets.train, options.progress)
+            knowing = checkpoint.open(teacher) if teacher else base
+            sets.train.wanted = answers(knowing, sets.train, options.progress)
             fitted = stage.fit(config, params)
             params, made = fitted.params, made | fitted.summary()
         params = stage.formed(params)

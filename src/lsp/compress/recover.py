@@ -40,10 +40,16 @@ def _lost(params: Any) -> str:
 
 @contextmanager
 def claimed(
-    start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options
+    start: Path,
+    out: Path,
+    recipe: recipes.Prune,
+    files: labelled.Files,
+    options: Options,
+    teacher: Path | None = None,
 ) -> Iterator[directory.Run]:
-    """`directory.claim` for a stage that prunes `start`."""
-    inputs = files.digests() | {"from": directory.identity(directory.read(start))}
+    """`directory.claim` for a stage that prunes `start`, and learns from `teacher` where that is another run."""
+    runs = {"from": start} | ({"teacher": teacher} if teacher else {})
+    inputs = files.digests() | {name: directory.identity(directory.read(path)) for name, path in runs.items()}
     dumped = recipes.dump(recipe)
     with directory.claim(
         out, command="compress prune", recipe=dumped, inputs=inputs, overwrite=options.overwrite
