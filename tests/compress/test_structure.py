@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsp.compress import depth, importance, latency
+from lsp.compress import depth, importance, latency, structure
 from lsp.compress.importance import EXIT, Block
 from lsp.compress.latency import Option, allot
 from lsp.compress.refit import refit
 from lsp.compress.shrink import shrink
+from lsp.console import Progress
 from lsp.data.examples import Examples
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import SEP
@@ -249,3 +250,31 @@ def test_the_first_layer_of_modern_stays(draw: Draw, examples: Examples) -> None
         linear["kernel"] = linear["kernel"] * 1e-3
     kept = depth.shallower((config, params), 1, [examples.batch(np.arange(20), 20)], lambda _: None)
     assert kept == [0]
+
+
+def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(draw: Draw, monkeypatch: Any) -> None:
+    """A layer with one head is far faster than the table of single blocks says; what is chosen is hardly too fast."""
+    config = ModelConfig("bert", 300, 16, (Layer(8, 2, 64),) * 6, max_length=32).classifier(CLASSES, "cls", 0.0)
+    random, asked = np.random.default_rng(0), 2.8
+    orders = {
+        block: (np.arange(size), np.concatenate([[0], np.cumsum(np.sort(random.random(size)) * (1 + block[0]))]))
+        for block, size in importance.sizes(config).items()
+    }
+
+    def seconds(config: ModelConfig) -> float:
+        shapes = [(layer.heads, layer.feedforward) for layer in config.layers]
+        return float(sum(20 + (50 if heads == 1 else 150 * heads) + units / 2 for heads, units in shapes))
+
+    def saved(config: ModelConfig, *_: Any) -> dict[Block, dict[int, float]]:
+        price = {"attention": 100.0, "feedforward": 0.5}
+        return {
+            block: {n: price[block[1]] * (size - n) for n in latency.counts(size, block[1])}
+            for block, size in importance.sizes(config).items()
+        }
+
+    monkeypatch.setattr(latency, "saved", saved)
+    monkeypatch.setattr(latency, "seconds", lambda models, batch: dict.fromkeys(models, seconds(config)))
+    monkeypatch.setattr(structure.Wish, "faster", lambda wish, one, two: seconds(one[0]) / seconds(two[0]))
+    wish, model = structure.Wish(asked, 0, "", {}, dict), (config, draw(config, 0))
+    _, found = structure._narrower(model, model, orders, wish, Progress(quiet=True))
+    assert asked <= found <= asked * structure.NEAR

@@ -1,5 +1,6 @@
 """Which heads and feed-forward units a classifier can do without, for a speed that is measured on this machine."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ Model = tuple[ModelConfig, Tree]
 Orders = dict[Block, tuple[np.ndarray, np.ndarray]]  # of `importance.order`
 ROWS, JUDGES = 32, 16  # examples of a batch, and batches, that layers are judged by
 NEAR = 1.06  # times what was wished for is not too fast
-TRIES = 6  # to choose, to measure and to choose again
+TRIES = 8  # to choose, to measure and to choose again
 
 
 class Wish(NamedTuple):
@@ -120,6 +121,7 @@ def _narrower(
     models = {"whole": (whole[0], wish.form(whole[1])), "now": (config, wish.form(params))}
     taken = latency.seconds(models, wish.batch)
     asked, found, enough = wish.speedup, 0.0, []
+    slow, fast = 1.0, math.inf  # what was asked when it was too slow, and when it was fast enough
     for _ in range(TRIES):
         counts = latency.allot(choices, max(taken["now"] - taken["whole"] / asked, taken["now"] / 1000))
         kept = _kept(orders, counts or {block: each[0].kept for block, each in choices.items()})
@@ -128,7 +130,10 @@ def _narrower(
         if wish.speedup <= found <= NEAR * wish.speedup or (counts is None and found < wish.speedup):
             break
         progress.say(f"{found:.2f} times as fast: choosing again")
+        slow, fast = (slow, min(fast, asked)) if found >= wish.speedup else (max(slow, asked), fast)
         asked *= wish.speedup / found * NEAR**0.5
+        if not slow < asked < fast and slow < fast < math.inf:
+            asked = math.sqrt(slow * fast)  # speed goes in leaps: a layer with one head has a program of its own
     if enough:
         found, kept = min(enough, key=lambda one: one[0])
         return kept, found
