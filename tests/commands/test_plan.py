@@ -23,11 +23,12 @@ TINY = str(Path(__file__).parents[2] / "recipes" / "pretrain" / "tiny.toml")
 SMALL = ["model.layers=1", "model.width=64", "model.feedforward=128", "data.vocab_size=512", "train.batch_size=16"]
 
 
-def plan(*words: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, result and stderr of `lsp plan` on a small recipe, in a process of its own."""
+def plan(*words: str, path: Path | None = None) -> tuple[int, dict[str, Any], str]:
+    """Exit code, result and stderr of `lsp plan` on a small recipe, in a process of its own, which looks for modules in
+    `path` first."""
     changes = [word for change in SMALL for word in ("--set", change)]
     command = [sys.executable, "-m", "lsp", "plan", TINY, *changes, *words, "--json"]
-    environment = os.environ | {"LSP_DEBUG": ""}
+    environment = os.environ | {"LSP_DEBUG": ""} | ({"PYTHONPATH": str(path)} if path else {})
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     return done.returncode, json.loads(done.stdout), done.stderr
 
@@ -120,9 +121,9 @@ def test_every_accelerator_sends_slower_than_it_reads() -> None:
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 
 
-@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
-def test_a_missing_tpu_compiler_is_named_with_the_line_that_installs_it() -> None:
-    code, made, _ = plan("--topology", "v5e:2x4")
+def test_a_missing_tpu_compiler_is_named_with_the_line_that_installs_it(tmp_path: Path) -> None:
+    (tmp_path / "libtpu.py").write_text("raise ImportError('as if it were not installed')\n")
+    code, made, _ = plan("--topology", "v5e:2x4", path=tmp_path)
     assert code == Exit.MACHINE and "libtpu" in made["error"] and "lsp[tpu]" in made["hint"]
 
 

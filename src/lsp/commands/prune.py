@@ -16,7 +16,7 @@ from lsp.train.options import Options
 
 def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options) -> dict[str, Any]:
     """Writes the sparse model to `out`. A model that came in int8 trains in fp32 and leaves in int8 again."""
-    with claimed(start, out, recipe, files, options) as held:
+    with claimed({"from": start}, out, recipe, files, options) as held:
         if held.complete:
             return held.result()
         stage = Stage.begun(held, start, recipe, files, options)

@@ -39,7 +39,8 @@ def run(
 ) -> dict[str, Any]:
     """Writes the smaller model to `out`. One that came in int8 is measured in int8, and leaves so. In training it
     learns to answer as `teacher`, a run with the same tokenizer; as itself before where that is None."""
-    with claimed(start, out, recipe, files, options, teacher) as held:
+    runs = {"from": start} | ({"teacher": teacher} if teacher else {})
+    with claimed(runs, out, recipe, files, options) as held:
         if held.complete:
             return held.result()
         stage = Stage.begun(held, start, recipe, files, options)

@@ -17,7 +17,7 @@ from lsp.train.options import Options
 def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options) -> dict[str, Any]:
     """Writes the model with fewer pieces to `out`. It trains only where pieces go that the examples have."""
     progress = options.progress
-    with claimed(start, out, recipe, files, options) as held:
+    with claimed({"from": start}, out, recipe, files, options) as held:
         if held.complete:
             return held.result()
         stage = Stage.begun(held, start, recipe, files, options)

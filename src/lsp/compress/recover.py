@@ -1,7 +1,7 @@
 """A stage of pruning from its claim to its result, and the training between that makes up for what went: the pruned
 model learns to answer as the one it was."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -40,15 +40,9 @@ def _lost(params: Any) -> str:
 
 @contextmanager
 def claimed(
-    start: Path,
-    out: Path,
-    recipe: recipes.Prune,
-    files: labelled.Files,
-    options: Options,
-    teacher: Path | None = None,
+    runs: Mapping[str, Path], out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options
 ) -> Iterator[directory.Run]:
-    """`directory.claim` for a stage that prunes `start`, and learns from `teacher` where that is another run."""
-    runs = {"from": start} | ({"teacher": teacher} if teacher else {})
+    """`directory.claim` for a stage that prunes `runs["from"]`; others are what else it reads."""
     inputs = files.digests() | {name: directory.identity(directory.read(path)) for name, path in runs.items()}
     dumped = recipes.dump(recipe)
     with directory.claim(
