@@ -92,3 +92,13 @@ def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes
     with pytest.raises(LspError, match=said):
         recipe.load(recipe.Prune, None, changes).check()
     recipe.load(recipe.Prune, None, [*changes, "prune.what=structure"]).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [(["chain.shape=4+96"], "chain.depth = 0 asks for a search"), (["chain.through=4+96"], "half-way to chain.shape")],
+)
+def test_half_a_chain_is_refused(changes: list[str], why: str) -> None:
+    with pytest.raises(LspError, match=why):
+        recipe.load(recipe.Search, None, changes).check()
+    recipe.load(recipe.Search, None, ["chain.depth=1", "chain.shape=4+96", "chain.through=8+96"]).check()

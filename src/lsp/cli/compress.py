@@ -204,6 +204,7 @@ def search(
     chain is left as a recipe, OUT/chain.toml, that makes it again.
     """
     plan = recipe.load(recipe.Search, recipe_file, changes)
+    plan.check()
     size = parse_size(max_size)
     need(train, dev, code=Exit.DATA)
     need(begin)

@@ -46,7 +46,9 @@ def export(
     out: OutOpt,
     runtime: Annotated[
         Literal["any", "onnxruntime"],
-        typer.Option("--runtime", help="What will run an ONNX file: onnxruntime has a faster int8."),
+        typer.Option(
+            "--runtime", help="What will run an ONNX file: any, OpenVINO too; or onnxruntime, where int8 is faster so."
+        ),
     ] = "any",
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,

@@ -319,6 +319,13 @@ class Search:
     train: Train = Train(epochs=2.0, learning_rate=1e-4, beta2=0.999)
     mesh: Mesh = Mesh()
 
+    def check(self) -> None:
+        """Raises LspError (exit 2) for settings that say nothing together."""
+        if self.chain.shape and not self.chain.depth:
+            raise LspError("chain.shape spells out one chain, and chain.depth = 0 asks for a search.", hint="Give chain.depth too, or leave chain.shape out.")
+        if self.chain.through and not self.chain.shape:
+            raise LspError("chain.through is half-way to chain.shape, which is not there.", hint="Give chain.shape too, or leave chain.through out.")
+
 
 ENDLESS = Pretrain(train=Train())  # no number of steps: a budget of time ends it
 
