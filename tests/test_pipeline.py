@@ -156,9 +156,10 @@ def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
 ) -> None:
     priced(monkeypatch)
     files = Files(road / "train.tsv", road / "dev.tsv")
+    at_end: dict[str, Any] = {"channels": 28} if epochs else {"int8": "static"}
     asked = dataclasses.replace(
         PRUNED,
-        prune=recipe.Pruning(what="structure", speedup=1.4, sample=64, int8="none" if epochs else "static"),
+        prune=recipe.Pruning("structure", speedup=1.4, sample=64, **at_end),
         train=dataclasses.replace(PRUNED.train, steps=0, epochs=epochs),
     )
     made = shrink.run(road / "classifier", tmp_path / "fast", asked, files, AGAIN)
@@ -169,6 +170,7 @@ def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
     assert made["after"]["parameters"] < made["before"]["parameters"] and made["bytes"] < made["before"]["bytes"]
     assert made["metrics"]["accuracy"] > 0.9 and made["untrained"]["accuracy"] > 0.8
     assert (made["step"] > 0) == (epochs > 0)
+    assert after.width == (28 if epochs else before.width)
     assert not present(checkpoint.open(tmp_path / "fast").params), "float, whatever it was timed as"
     quantize.run(tmp_path / "fast", tmp_path / "int8", recipe.Quantize(), road / "dev.tsv", AUTO, False, QUIET)
     assert result(tmp_path / "int8")["metrics"]["accuracy"] > 0.9
@@ -271,9 +273,11 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     first, other = (checkpoint.open(tmp_path / name) for name in ("best", "again"))
     jax.tree.map(np.testing.assert_array_equal, first.params, other.params)
     assert second["metrics"] == made["metrics"]
-    with pytest.raises(LspError, match="the closest is") as missed:
-        search.run(road / "classifier", tmp_path / "none", again, files, Goal(0.0, 99.0), AGAIN, STAGES)
-    assert missed.value.code == 1
+    untrained = dataclasses.replace(again, train=dataclasses.replace(train, epochs=0.0))
+    for out, said in (("none", "the closest is"), ("again", "is complete, for another goal")):
+        with pytest.raises(LspError, match=said) as missed:
+            search.run(road / "classifier", tmp_path / out, untrained, files, Goal(0.0, 99.0), AGAIN, STAGES)
+        assert missed.value.code == 1
 
 
 def test_every_small_model_can_name_what_it_came_from(road: Path):

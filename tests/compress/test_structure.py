@@ -275,6 +275,6 @@ def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(draw: Draw, 
     monkeypatch.setattr(latency, "saved", saved)
     monkeypatch.setattr(latency, "seconds", lambda models, batch: dict.fromkeys(models, seconds(config)))
     monkeypatch.setattr(structure.Wish, "faster", lambda wish, one, two: seconds(one[0]) / seconds(two[0]))
-    wish, model = structure.Wish(asked, 0, "", {}, dict), (config, draw(config, 0))
+    wish, model = structure.Wish(asked, 0, 0, "", {}, dict), (config, draw(config, 0))
     _, found = structure._narrower(model, model, orders, wish, Progress(quiet=True))
     assert asked <= found <= asked * structure.NEAR

@@ -112,24 +112,37 @@ def assert_same(found: Any, expected: Any) -> None:
 def test_a_spike_is_what_a_plain_window_says() -> None:
     rng = np.random.default_rng(0)
     losses = np.concatenate([rng.normal(5, 0.3, 200), [5, 9.0, 5.2, 5], rng.normal(3, 0.1, 200)]).astype(np.float32)
-    norms = rng.gamma(2, 1, len(losses)).astype(np.float32)
+    norms = np.exp(rng.normal(0, 0.5, len(losses))).astype(np.float32)
+    norms[300] = 40
     judge, note = jax.jit(lambda *a: watch.sound(*a, 4.0)), jax.jit(watch.noted)
     recent, verdicts, expected = watch.FRESH, [], []
     made: list[int] = []
     for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
         verdicts.append(bool(judge(recent, loss, norm)))
         window = made[-128:]
-        high = any(
-            value[i] > value[window].mean() + 4 * max(value[window].std(), 0.01 * value[window].mean())
-            for value in (losses.astype(float), norms.astype(float))
-            if len(made) >= 64
-        )
-        expected.append(not high)
+        if len(made) < 64:
+            expected.append(True)
+        else:
+            before, logs = losses[window], np.log(norms[window])
+            calm_loss = loss <= before.mean() + 4 * max(before.std(), 0.01 * before.mean())
+            expected.append(calm_loss and np.log(norm) <= logs.mean() + 4 * max(logs.std(), 0.01))
         if verdicts[-1]:
             recent = note(recent, loss, norm)
             made.append(i)
     assert verdicts == expected
-    assert not verdicts[201] and 1 < verdicts.count(False) < 20
+    assert not verdicts[201] and not verdicts[300] and verdicts.count(False) < 20
+
+
+def test_a_gradient_that_grows_as_finetuning_takes_hold_is_no_spike() -> None:
+    """Norms like those of a pretrained model on SST-2: steady for 80 steps, then six times as high within forty."""
+    rng = np.random.default_rng(0)
+    risen = np.concatenate([np.ones(80), np.geomspace(1, 6, 40), np.full(80, 6)])
+    norms = (0.6 * risen * np.exp(rng.normal(0, 0.3, risen.size))).astype(np.float32)
+    recent, judge, note = watch.FRESH, jax.jit(lambda *a: watch.sound(*a, 6.0)), jax.jit(watch.noted)
+    for norm in norms:
+        assert judge(recent, jnp.float32(0.5), norm)
+        recent = note(recent, jnp.float32(0.5), norm)
+    assert not judge(recent, jnp.float32(0.5), jnp.float32(2000))
 
 
 def test_only_what_is_not_finite_counts_when_spike_is_0_or_the_window_is_young() -> None:

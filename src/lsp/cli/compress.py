@@ -113,7 +113,9 @@ def prune(
     prune.what is weights (the smallest, or those that prune.score names, become
     zeros, little by little, stored packed: smaller, not faster), structure (heads
     and feed-forward units, until it is prune.speedup times as fast on this
-    machine) or vocabulary (pieces that the examples do not use: smaller).
+    machine, after whole layers and hidden width where prune.depth and
+    prune.channels ask for less) or vocabulary (pieces that the examples do not
+    use: smaller).
     """
     plan = recipe.load(recipe.Prune, recipe_file, changes)
     plan.check()

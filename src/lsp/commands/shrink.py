@@ -1,4 +1,5 @@
-"""`lsp compress prune` of structure: heads and feed-forward units removed, what is left fitted, then trained."""
+"""`lsp compress prune` of structure: layers, hidden width, heads and feed-forward units removed, what is left fitted,
+then trained."""
 
 import json
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.checkpoint import Model
-from lsp.compress import latency, structure
+from lsp.compress import latency, structure, width
 from lsp.compress.depth import with_layers
 from lsp.compress.quantize import limited, nearest, quantize
 from lsp.compress.recover import Stage, claimed
@@ -19,6 +20,7 @@ from lsp.compress.shrink import shrink
 from lsp.compress.teacher import answers
 from lsp.data.batches import Batch
 from lsp.data.examples import Examples
+from lsp.model.config import ModelConfig
 from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
@@ -51,6 +53,7 @@ def run(
         wish = structure.Wish(
             asked.speedup,
             asked.depth,
+            asked.channels,
             asked.shape,
             latency.typical(sets.dev),
             used if asked.int8 != "none" else stage.formed,
@@ -79,12 +82,16 @@ def _smaller(
     if chosen is None:
         chosen = structure.choose(whole, examples, rows, wish, progress)
         _record(record, chosen)
-    shallow = with_layers(whole, chosen.layers)
-    config, params = shrink(*shallow, chosen.kept)
-    progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config)}")
+    shallow, batches, stream = with_layers(whole, chosen.layers), _batches(examples, rows), None
+    narrow = shallow
+    if chosen.channels is not None:
+        stream = chosen.channels.stream
+        narrow = width.narrowed(shallow, chosen.channels, examples.some(rows), batches)
+    config, params = shrink(*narrow, chosen.kept)
+    progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config, shallow[0].width)}")
     if config != shallow[0]:
         with progress.task("fitting what stays", 2 * len(config.layers)) as task:
-            params = refit(shallow, (config, params), _batches(examples, rows), task.update)
+            params = refit(shallow, (config, params), batches, task.update, stream)
     return config, params
 
 
@@ -96,14 +103,17 @@ def _batches(examples: Examples, rows: np.ndarray) -> list[Batch]:
     return [examples.batch(rows[at : at + ROWS], ROWS) for at in range(0, len(rows), ROWS)]
 
 
-def _told(config: Any) -> str:
-    """The heads and units of each layer, in short."""
-    return ", ".join(f"{layer.heads}+{layer.feedforward}" for layer in config.layers) + " heads+units"
+def _told(config: ModelConfig, before: int) -> str:
+    """The heads and units of each layer, and how wide they are if that was `before` more, in short."""
+    layers = ", ".join(f"{layer.heads}+{layer.feedforward}" for layer in config.layers) + " heads+units"
+    return layers + (f", {config.width} channels wide" if config.width < before else "")
 
 
 def _record(path: Path, chosen: structure.Chosen) -> None:
     kept = [{"layer": n, "block": block, "kept": parts.tolist()} for (n, block), parts in chosen.kept.items()]
-    record = {"speedup": chosen.speedup, "layers": chosen.layers, "blocks": kept}
+    record: dict[str, Any] = {"speedup": chosen.speedup, "layers": chosen.layers, "blocks": kept}
+    if chosen.channels is not None:
+        record["channels"] = {name: each.tolist() for name, each in chosen.channels._asdict().items()}
     directory.write_atomically(path, json.dumps(record) + "\n")
 
 
@@ -112,4 +122,5 @@ def _recorded(path: Path) -> structure.Chosen | None:
         return None
     found = json.loads(path.read_text())
     kept = {(each["layer"], each["block"]): np.array(each["kept"], np.int64) for each in found["blocks"]}
-    return structure.Chosen(found["layers"], kept, found["speedup"])
+    wide = {name: np.array(each, np.int64) for name, each in found.get("channels", {}).items()}
+    return structure.Chosen(found["layers"], kept, found["speedup"], width.Channels(**wide) if wide else None)

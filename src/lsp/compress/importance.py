@@ -5,8 +5,9 @@ Dimensions: B rows, T tokens, H heads, S head size, F feed-forward units, N part
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,30 +59,42 @@ def sizes(config: ModelConfig) -> dict[Block, int]:
 def fisher(
     config: ModelConfig, params: Tree, examples: Examples, chosen: np.ndarray, task: Callable[[int], None]
 ) -> dict[Block, np.ndarray]:
-    """Of each block the empirical Fisher information of its gates, float64 [N, N]: the sum over the `chosen` examples
-    of g·gᵀ, where g [N] is what the loss of the label changes by as a gate closes. Removing the parts R costs about
-    ½ Σ over pairs in R, in nats.
+    """The `information` of each block's gates, [N, N]."""
+    return information(config, params, examples, chosen, sizes(config), partial(_gated, config), task)
 
-    `params` are floats. `task` hears how many examples are done.
+
+def information(
+    config: ModelConfig,
+    params: Tree,
+    examples: Examples,
+    chosen: np.ndarray,
+    parts: Mapping[Any, int],
+    gated: Callable[[Tree, dict[Any, jax.Array]], Tree],
+    task: Callable[[int], None],
+) -> dict[Any, np.ndarray]:
+    """Of each name in `parts`, which says N, the empirical Fisher information of so many gates, float64 [N, N]: the sum
+    over the `chosen` examples of g·gᵀ, where g [N] is what the loss of the label changes by as a gate closes. Removing
+    the parts R costs about ½ Σ over pairs in R, in nats.
+
+    `params` are floats, and `gated` puts gates [B, 1, N] into them. `task` hears how many examples are done.
     """
-    structure, parts = graphdef(config), sizes(config)
-    judge = LABELS[config.problem]
+    structure, judge = graphdef(config), LABELS[config.problem]
 
-    def loss(gates: dict[Block, jax.Array], params: Tree, batch: dict[str, jax.Array]) -> Any:
-        return judge(nnx.merge(structure, _gated(config, params, gates)), None, batch, None)[0].total
+    def loss(gates: dict[Any, jax.Array], params: Tree, batch: dict[str, jax.Array]) -> Any:
+        return judge(nnx.merge(structure, gated(params, gates)), None, batch, None)[0].total
 
     @jax.jit
-    def summed(sums: dict[Block, jax.Array], params: Tree, batch: dict[str, jax.Array]) -> dict[Block, jax.Array]:
-        open_ = {block: jnp.ones((batch["tokens"].shape[0], 1, size)) for block, size in parts.items()}
+    def summed(sums: dict[Any, jax.Array], params: Tree, batch: dict[str, jax.Array]) -> dict[Any, jax.Array]:
+        open_ = {name: jnp.ones((batch["tokens"].shape[0], 1, size)) for name, size in parts.items()}
         slopes = jax.grad(loss)(open_, params, batch)
-        return {block: sums[block] + jnp.einsum("bin,bim->nm", g, g) for block, g in slopes.items()}
+        return {name: sums[name] + jnp.einsum("bin,bim->nm", g, g) for name, g in slopes.items()}
 
-    sums = {block: jnp.zeros((size, size)) for block, size in parts.items()}
+    sums = {name: jnp.zeros((size, size)) for name, size in parts.items()}
     for start in range(0, len(chosen), ROWS):
         interrupt.check()
         sums = summed(sums, params, examples.batch(chosen[start : start + ROWS], ROWS))
         task(min(start + ROWS, len(chosen)))
-    return {block: np.asarray(total, np.float64) for block, total in jax.device_get(sums).items()}
+    return {name: np.asarray(total, np.float64) for name, total in jax.device_get(sums).items()}
 
 
 def _gated(config: ModelConfig, params: Tree, gates: dict[Block, jax.Array]) -> Tree:

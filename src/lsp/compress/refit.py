@@ -5,7 +5,7 @@ whole model adds to its stream, so that later layers make up for earlier ones. R
 is what second-order pruning does to a matrix (Hassibi and Stork, 1993; Kurtic et al., 2023, "ZipLM"), done once at the
 end and exactly.
 
-Dimensions: B rows, T tokens, M rows of a matrix, D width, N values of all parts of a block.
+Dimensions: B rows, T tokens, M rows of a matrix, D width, K channels left of it, N values of all parts of a block.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,18 +59,21 @@ def refit(
     small: tuple[ModelConfig, Tree],
     batches: Sequence[Batch],
     task: Callable[[int], None],
+    stream: np.ndarray | None = None,
 ) -> Tree:
-    """The parameters of `small`, made of `whole` by taking out heads and units, with the matrices behind those fitted
-    to `whole` on `batches` (one example a row; padding counts nothing). `task` hears how many blocks are done."""
+    """The parameters of `small`, made of `whole` by taking out heads and units, and all channels but `stream`, int [K],
+    where that is given; with the matrices behind heads and units fitted to `whole` on `batches` (one example a row;
+    padding counts nothing). `task` hears how many blocks are done."""
     params, structures = small[1], [graphdef(config) for config, _ in (whole, small)]
+    channels = np.arange(whole[0].width) if stream is None else stream
     wholes, smalls = (
-        [_first(structure, params, batch) for batch in batches]
+        [first(structure, params, batch) for batch in batches]
         for structure, params in zip(structures, (whole[1], params), strict=True)
     )
     blocks: list[Block] = [(number, name) for number in range(len(small[0].layers)) for name in EXIT]
     for done, block in enumerate(blocks, 1):
         old, new = (Half(structure, *block) for structure in structures)
-        equations, ahead = jax.jit(lacking(old, new, whole[0].bias)), jax.jit(new.behind)
+        equations, ahead = jax.jit(lacking(old, new, channels, whole[0].bias)), jax.jit(new.behind)
         gram: Any = 0.0
         answer: Any = 0.0
         for place, batch in enumerate(batches):
@@ -83,27 +86,30 @@ def refit(
     return params
 
 
-def _first(structure: Any, params: Tree, batch: Batch) -> jax.Array:
+def first(structure: Any, params: Tree, batch: Batch) -> jax.Array:
     """What the first layer reads of a batch."""
     model = nnx.merge(structure, params)
     positions_BT = attention.positions(jnp.asarray(batch["segments"]))
     return model.embed(jnp.asarray(batch["tokens"]), positions_BT, jnp.asarray(batch["types"]))
 
 
-def lacking(whole: Half, small: Half, biased: bool) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+def lacking(
+    whole: Half, small: Half, channels: np.ndarray, biased: bool
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """A function of both models' parameters, both streams and a batch: the normal equations of what the small block's
-    answer lacks, [N, N] and [N, D], with one row more for a bias; and the whole model's next stream."""
+    answer lacks, [N, N] and [N, K], with one row more for a bias; and the whole model's next stream [B, T, D]."""
 
     def equations(
-        whole_params: Tree, params: Tree, whole_BTD: jax.Array, x_BTD: jax.Array, batch: Batch
+        whole_params: Tree, params: Tree, whole_BTD: jax.Array, x_BTK: jax.Array, batch: Batch
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         _, wanted_BTD, layer = whole(whole_params, whole_BTD, batch)
-        parts_BTN, sum_BTD, _ = small(params, x_BTD, batch)
+        parts_BTN, sum_BTK, _ = small(params, x_BTK, batch)
         there_BT1 = (jnp.asarray(batch["segments"]) > 0).astype(parts_BTN.dtype)[..., None]
         parts_BTN = jnp.pad(parts_BTN, ((0, 0), (0, 0), (0, int(biased))), constant_values=1.0) * there_BT1
-        parts_MN, lacks_MD = (x.reshape(-1, x.shape[-1]) for x in (parts_BTN, (wanted_BTD - sum_BTD) * there_BT1))
+        lacks_BTK = (wanted_BTD[..., channels] - sum_BTK) * there_BT1
+        parts_MN, lacks_MK = (x.reshape(-1, x.shape[-1]) for x in (parts_BTN, lacks_BTK))
         ahead_BTD = layer.after(getattr(layer, whole.name), wanted_BTD)
-        return parts_MN.T @ parts_MN, parts_MN.T @ lacks_MD, ahead_BTD
+        return parts_MN.T @ parts_MN, parts_MN.T @ lacks_MK, ahead_BTD
 
     return equations
 
@@ -115,7 +121,7 @@ def solved(gram: Any, answer: Any) -> np.ndarray:
 
 
 def changed(params: Tree, at: Block, change: np.ndarray) -> Tree:
-    """`params` with a change [N, D] of the matrix that a block's parts leave through, and a last row's of its bias
+    """`params` with a change [N, K] of the matrix that a block's parts leave through, and a last row's of its bias
     where it has one."""
     number, name = at
     layer = params["layers"][number]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lsp import Exit, LspError
-from lsp.compress import depth, importance, latency
+from lsp.compress import depth, importance, latency, width
 from lsp.compress.importance import Block
 from lsp.compress.shrink import shrink
 from lsp.data.batches import Batch
@@ -24,10 +24,12 @@ TRIES = 8  # to choose, to measure and to choose again
 
 class Wish(NamedTuple):
     """To be `speedup` times as fast over batches like `batch`, parameters as `form` makes them (float, or `Int8`), with
-    `layers` layers, or all where that is 0. `shape` says what each keeps, `heads+units`, whatever the speed is."""
+    `layers` layers and `channels` channels, or all where that is 0. `shape` says what each layer keeps, `heads+units`,
+    whatever the speed is."""
 
     speedup: float
     layers: int
+    channels: int
     shape: str
     batch: Batch
     form: Callable[[Tree], Tree]
@@ -40,22 +42,25 @@ class Wish(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The layers that stay, the heads and units that stay of each of those, int [n] in order, and how many times as
-    fast the model then is."""
+    """The layers that stay, the heads and units that stay of each of those, int [n] in order, how many times as fast
+    the model then is, and the channels that stay where some go."""
 
     layers: list[int]
     kept: dict[Block, np.ndarray]
     speedup: float
+    channels: width.Channels | None = None
 
 
 def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progress: Any) -> Chosen:
     """The cheapest structure that is as fast as wished, by what the examples in `rows` say and this machine measures.
 
-    Raises LspError: 2 where there are not so many layers, 1 when one head and few units a layer are too slow still.
+    Raises LspError: 2 where there are not so many layers or channels, 1 when one head and few units a layer are too
+    slow still.
     """
     count = len(model[0].layers)
-    if wish.layers > count:
-        raise LspError(f"prune.depth = {wish.layers}, and the model has {count}.", hint="Give fewer.")
+    for key, asked, there in (("depth", wish.layers, count), ("channels", wish.channels, model[0].width)):
+        if asked > there:
+            raise LspError(f"prune.{key} = {asked}, and the model has {there}.", hint="Give fewer.")
     layers = list(range(count))
     if 0 < wish.layers < count:
         some = rows[: ROWS * JUDGES]
@@ -66,20 +71,25 @@ def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progr
     shallow = depth.with_layers(model, layers)
     everything = {block: np.arange(size) for block, size in importance.sizes(shallow[0]).items()}
     counts = _spelt(wish.shape, everything) if wish.shape else {}
+    channels, narrow = None, shallow
+    if 0 < wish.channels < model[0].width:
+        with progress.task("judging channels", len(rows)) as task:
+            channels = width.choose(shallow, wish.channels, examples, rows, task.update)
+        narrow = width.cut(shallow, channels)
     if counts == {block: len(parts) for block, parts in everything.items()}:
-        return Chosen(layers, everything, wish.faster(model, shallow))
+        return Chosen(layers, everything, wish.faster(model, narrow), channels)
     if not wish.shape:
-        found = wish.faster(model, shallow) if len(layers) < count else 1.0
+        found = wish.faster(model, narrow) if narrow[0] != model[0] else 1.0
         if found >= wish.speedup:
-            return Chosen(layers, everything, found)
+            return Chosen(layers, everything, found, channels)
     with progress.task("judging heads and units", len(rows)) as task:
         fisher = importance.fisher(*shallow, examples, rows, task.update)
     orders = {block: importance.order(each) for block, each in fisher.items()}
     if wish.shape:
         kept = _kept(orders, counts)
-        return Chosen(layers, kept, wish.faster(model, shrink(*shallow, kept)))
-    kept, found = _narrower(model, shallow, orders, wish, progress)
-    return Chosen(layers, kept, found)
+        return Chosen(layers, kept, wish.faster(model, shrink(*narrow, kept)), channels)
+    kept, found = _narrower(model, narrow, orders, wish, progress)
+    return Chosen(layers, kept, found, channels)
 
 
 def _spelt(shape: str, everything: dict[Block, np.ndarray]) -> dict[Block, int]:

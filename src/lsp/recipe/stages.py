@@ -106,7 +106,7 @@ class Train:
     clip: float = key(1.0, "largest global gradient norm; 0 means no clipping")
     precision: Literal["fp32", "bf16"] = key("fp32", "type of the computation; master weights, softmax, norms and loss stay fp32")
     remat: Remat = key("auto", "what of a layer is computed again for its gradients, to save memory: nothing, all but the products with its weights (`dots`), or all (`full`); `auto` is the first of these with which a step fits the device")
-    spike: float = key(6.0, "standard deviations above the mean of the last 128 losses, or gradient norms, from which a step counts as a spike; 0 means that only what is not finite does")
+    spike: float = key(6.0, "standard deviations above the mean of the last 128 losses, or of the logarithms of gradient norms, from which a step counts as a spike; 0 means that only what is not finite does")
     on_divergence: Literal["stop", "skip", "rewind"] = key("stop", "what follows a spike or a loss that is not finite: `stop` ends the run, at a spike only warns; `skip` leaves the step out; `rewind` goes back to the newest saved step and on behind the batch")
     seed: int = key(0, "decides the start, the order, the masks and the dropout")
     log_every: int = key(20, "steps between two lines of metrics")
@@ -139,7 +139,7 @@ Int8Kind = Literal["none", "dynamic", "static"]
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
-    what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
+    what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is layers, hidden width, heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
     sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1 (`weights`)")
     score: Literal["magnitude", "movement", "fisher"] = key("magnitude", "which weights go first: the smallest, those that training moves towards zero, or those whose loss their block's curvature says can best be made up for (`weights`)")
     block: int = key(50, "weights of a block whose curvature `fisher` keeps, at 4·`block` bytes for each of the encoder's weights, in memory and in saved steps")
@@ -151,7 +151,8 @@ class Pruning:
     speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
     int8: Int8Kind = key("none", "`speedup` is what such an int8 model gains from it, as which it will be used, with a scale for each token (`dynamic`) or each matrix (`static`); it stays float (`structure`)")
     depth: int = key(0, "layers to keep, those without which answers would change most; 0 means all (`structure`)")
-    sample: int = key(2048, "training examples by which heads and units are judged and what stays is fitted (`structure`)")
+    channels: int = key(0, "channels of the hidden width to keep, everywhere the same; 0 means all (`structure`)")
+    sample: int = key(2048, "training examples by which channels, heads and units are judged and what stays is fitted (`structure`)")
     shape: str = key("", "what each layer keeps, `12+672 11+384 …` heads and feed-forward units, instead of what `speedup` makes of it (`structure`)")
     pieces: int = key(0, "pieces to keep at most, besides special ones and single characters; 0 means all that the training examples have (`vocabulary`)")
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
@@ -338,7 +339,7 @@ LIMITS = (
     (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup", "block"), lambda v: v >= 1, "at least 1"),
-    (("steps", "epochs", "pieces", "depth", "augment", "hidden", "relations", "relation_layer", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
+    (("steps", "epochs", "pieces", "depth", "channels", "augment", "hidden", "relations", "relation_layer", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),
     (("learning_rate", "temperature", "rate", "lora_alpha"), lambda v: v > 0, "more than 0"),
     (("sequence_length", "max_length"), lambda v: v >= 8, "at least 8 tokens"),
     (("vocab_size",), lambda v: v >= 300, "at least 300: five special pieces, 256 bytes and some words"),

@@ -1,5 +1,6 @@
 """A model measured on data it did not train on: the forward pass, compiled once for each batch shape and timed."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,15 +34,15 @@ class Forward:
     """`forward(params, batch)` for host batches. The clock, `seconds`, does not count compiling."""
 
     def __init__(self, config: ModelConfig, compute: Callable[[Any, dict[str, jax.Array]], Any]) -> None:
-        structure = graphdef(config)
-        self.jitted = jax.jit(lambda params, batch: compute(nnx.merge(structure, params), batch))
-        self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.jitted, self.compiled = _programs(config, compute)
         self.seconds = 0.0
 
     def __call__(self, params: Any, batch: dict[str, np.ndarray]) -> Any:
         interrupt.check()
         # Float and int8 parameters of one config are different programs.
-        shape = (jax.tree.structure(params), *((name, array.shape) for name, array in batch.items()))
+        leaves, structure = jax.tree.flatten(params)
+        arrays = [*leaves, *batch.values()]
+        shape = (structure, *batch, *((array.shape, array.dtype) for array in arrays))
         if shape not in self.compiled:
             self.compiled[shape] = interrupt.apart(self.jitted.lower(params, batch).compile)
             jax.block_until_ready(self.compiled[shape](params, batch))
@@ -51,17 +52,24 @@ class Forward:
         return answer
 
 
+@functools.lru_cache(maxsize=8)
+def _programs(config: ModelConfig, compute: Callable[[Any, dict[str, jax.Array]], Any]) -> tuple[Any, dict[Any, Any]]:
+    """The jitted function and what was compiled of it, once in a process: a search measures a model in every stage."""
+    structure = graphdef(config)
+    return jax.jit(lambda params, batch: compute(nnx.merge(structure, params), batch)), {}
+
+
+def _classify(model: Model, batch: dict[str, jax.Array]) -> jax.Array:
+    tokens_BT, inputs = batch["tokens"], (batch["segments"], batch["types"])
+    return model.classify(tokens_BT, *inputs, shared=places(tokens_BT.shape[1]))
+
+
 class Classifier:
-    """Logits of labelled or unlabelled examples, which share rows. Reusable, so nothing compiles twice."""
+    """Logits of labelled or unlabelled examples, which share rows."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.classes, self.problem = config.classes, config.problem
-
-        def compute(model: Model, batch: dict[str, jax.Array]) -> jax.Array:
-            tokens_BT, inputs = batch["tokens"], (batch["segments"], batch["types"])
-            return model.classify(tokens_BT, *inputs, shared=places(tokens_BT.shape[1]))
-
-        self.forward = Forward(config, compute)
+        self.forward = Forward(config, _classify)
 
     def logits(self, params: Any, examples: Examples) -> np.ndarray:
         """fp32 [N, C], in the examples' order."""

@@ -1,5 +1,8 @@
 """Which steps must not be made: a loss or gradient that is not finite, or far above those of the last updates.
 
+Losses are compared as they are and gradient norms by their logarithms: as finetuning takes hold of a pretrained model
+its gradient grows by a few times within a few dozen steps, which is no spike, and where norms vary little both are one.
+
 The step decides on the device, from a window that is a part of its state, and a step that is refused changes nothing,
 nor does any later one; so a resumed run decides as the one that went on. The host hears of it one step late, when the
 state is still the one that the refused step began with, and gives `answer`: stop, skip the batch (as OLMo 2's SkipStep
@@ -26,6 +29,7 @@ SKIPS = WINDOW // 10  # skipped steps in a window; with one more the run has div
 REWINDS = 3  # in a run
 # A deviation is at least this share of the mean: where a loss stands still, rounding is no spike.
 LEAST = 0.01
+TINY = np.finfo(np.float32).tiny  # a gradient of 0 has a logarithm too
 
 
 class Recent(NamedTuple):
@@ -68,8 +72,11 @@ def sound(recent: Recent, loss: jax.Array, norm: jax.Array, spike: float) -> jax
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     if not spike:
         return finite
-    high = (loss > _limit(recent.losses, recent.updates, spike)) | (norm > _limit(recent.norms, recent.updates, spike))
-    return finite & (recent.warned | ~high)
+    mean, deviation = _window(recent.losses, recent.updates)
+    high = loss > mean + spike * jnp.maximum(deviation, LEAST * jnp.abs(mean))
+    mean, deviation = _window(_log(recent.norms), recent.updates)
+    high |= _log(norm) > mean + spike * jnp.maximum(deviation, LEAST)
+    return finite & (recent.warned | (recent.updates < ENOUGH) | ~high)
 
 
 def noted(recent: Recent, loss: jax.Array, norm: jax.Array) -> Recent:
@@ -80,14 +87,17 @@ def noted(recent: Recent, loss: jax.Array, norm: jax.Array) -> Recent:
     )
 
 
-def _limit(values: jax.Array, updates: jax.Array, spike: float) -> jax.Array:
-    """`spike` deviations above the mean of the window; infinite while it holds less than ENOUGH."""
+def _window(values: jax.Array, updates: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of what the window holds, scalars."""
     count = jnp.minimum(updates, WINDOW)
     filled = jnp.arange(WINDOW) < count
     size = jnp.maximum(count, 1).astype(jnp.float32)
     mean = jnp.where(filled, values, 0.0).sum() / size
-    deviation = jnp.sqrt(jnp.where(filled, jnp.square(values - mean), 0.0).sum() / size)
-    return jnp.where(updates < ENOUGH, jnp.inf, mean + spike * jnp.maximum(deviation, LEAST * jnp.abs(mean)))
+    return mean, jnp.sqrt(jnp.where(filled, jnp.square(values - mean), 0.0).sum() / size)
+
+
+def _log(norms: jax.Array) -> jax.Array:
+    return jnp.log(jnp.maximum(norms, TINY))
 
 
 def answer(
@@ -134,12 +144,14 @@ def diverged(said: str, more: str, box: str) -> LspError:
 
 
 def _described(refused: Refused, recent: Recent) -> str:
-    """`loss 9.31 (mean of the last 128: 2.4 ± 0.12), gradient norm 4.2 (0.8 ± 0.1)`."""
+    """`loss 9.31 (mean of the last 128: 2.4 ± 0.12), gradient norm 4.2 (0.8, times or over 1.1)`."""
     count = min(int(recent.updates), WINDOW)
     if not refused.finite() or not count:
         return f"loss {refused.loss:.4g}, gradient norm {refused.norm:.4g}"
-    loss, norm = (f"{v[:count].mean():.4g} ± {v[:count].std():.2g}" for v in (recent.losses, recent.norms))
-    return f"loss {refused.loss:.4g} (mean of the last {count}: {loss}), gradient norm {refused.norm:.4g} ({norm})"
+    losses, logs = recent.losses[:count], np.log(np.maximum(recent.norms[:count], TINY))
+    loss = f"loss {refused.loss:.4g} (mean of the last {count}: {losses.mean():.4g} ± {losses.std():.2g})"
+    norm = f"{np.exp(logs.mean()):.4g}, times or over {np.exp(logs.std()):.3g}"
+    return f"{loss}, gradient norm {refused.norm:.4g} ({norm})"
 
 
 def _moved(state: "TrainState", step: int, recent: Recent) -> "TrainState":
