@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsp import LspError, checkpoint, recipe
+from lsp import Exit, LspError, checkpoint, recipe
 from lsp.commands import (
     distill,
     evaluate,
@@ -202,9 +202,17 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
         assert made["after"]["vocabulary"]["covered"] > 0.99
 
 
-@pytest.mark.parametrize(("lost", "taken"), [((0.4, 0.0), "static"), ((1.5, 1.2), "static"), ((1.5, 0.9), "dynamic")])
+@pytest.mark.parametrize(
+    ("lost", "most", "taken"),
+    [
+        ((0.4, 0.0), 1.0, "static"),
+        ((1.5, 1.2), 1.0, "static"),
+        ((1.5, 0.9), 1.0, "dynamic"),
+        ((0.4, 0.0), 0.1, "dynamic"),
+    ],
+)
 def test_one_scale_for_all_tokens_unless_that_costs_too_much(
-    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[float, float], taken: str
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[float, float], most: float, taken: str
 ) -> None:
     files = Files(road / "train.tsv", road / "dev.tsv")
     base = checkpoint.open(road / "classifier")
@@ -214,9 +222,28 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
         return Tried(trial.int8, None, False, lost[trial.int8 == "dynamic"], 2.0, 9, trial.int8)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(1.0, 1.5), AGAIN))
+    found = list(search._searched(trial, Goal(most, 1.5), AGAIN))
     assert trial.int8 == taken
-    assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > 0.5)
+    assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > min(0.5, most))
+
+
+def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
+    trial = search._Trial(base, tmp_path, recipe.Search(chain=recipe.Chain(int8="none")), files, AGAIN, STAGES)
+    asked: list[tuple[int, bool]] = []
+
+    def tried(shape: Shape | None, trained: bool) -> Tried:
+        asked.append((shape.depth if shape else 0, trained))
+        if asked[-1] == (2, True):
+            raise LspError("too slow", code=Exit.NO)
+        return Tried(str(asked[-1]), shape, trained, 9.0 - 9.0 * trained, 2.0 if shape else 1.0, 9)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    found = list(search._searched(trial, Goal(1.0, 2.0), AGAIN))
+    assert asked == [(0, False), (2, False), (1, False), (2, True), (1, True)]
+    assert [one.run for one in found] == [str(each) for each in asked if each != (2, True)]
 
 
 def test_what_is_far_away_is_reached_in_two_steps(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Recipes: the shipped ones, what is refused and how, and the way to TOML and back."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,24 @@ def test_the_shipped_sizes() -> None:
     for name, size in sizes.items():
         model = recipe.load(recipe.Pretrain, RECIPES / "pretrain" / f"{name}.toml").model
         assert (model.layers, model.width) == size
+
+
+@pytest.mark.parametrize(
+    ("prune", "said"),
+    [
+        (recipe.Pruning(speedup=3.0), "prune.speedup is for prune.what = structure, and that is weights"),
+        (
+            recipe.Pruning("structure", sparsity=0.9),
+            "prune.sparsity is for prune.what = weights, and that is structure",
+        ),
+        (recipe.Pruning("vocabulary", depth=2), "prune.depth is for prune.what = structure, and that is vocabulary"),
+    ],
+)
+def test_what_another_kind_of_pruning_would_read_is_refused(prune: recipe.Pruning, said: str) -> None:
+    with pytest.raises(LspError, match=said):
+        recipe.Prune(prune).check()
+    every = {key for keys in recipe.stages.PRUNES.values() for key in keys}
+    assert every | {"what", "hard"} == {field.name for field in dataclasses.fields(recipe.Pruning)}
 
 
 @pytest.mark.parametrize("stage", recipe.STAGES)

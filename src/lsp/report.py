@@ -50,19 +50,24 @@ def gates(row: Row, limits: Limits) -> list[Row]:
 
 
 def in_all(rows: Sequence[Row]) -> list[Row]:
-    """What the stages did together: each classifier beside the first of those it came from. Points only where both were
-    measured on the same file, and without an interval, since their answers were not compared row by row."""
+    """What the stages did together: each classifier beside the first of those it came from. Points are those of the
+    stages on the way, each beside its parent as that stage read the same file, and without an interval, since the
+    answers of first and last were not compared row by row."""
     models = {row["name"]: row for row in rows if row["metric"] not in (None, "loss") and row["bytes"]}
     found = []
     for row in models.values():
-        first = row
+        first, way = row, []
         while parents := [models[name] for name in first["parents"] if name in models]:
+            way.append(first)
             first = parents[0]
         if first is row:
             continue
         dev = row["inputs"].get("dev")
-        same = dev and dev == first["inputs"].get("dev") and row["metric"] == first["metric"]
-        points = 100 * (first["value"] - row["value"]) if same else None
+        same = dev and all(
+            each["inputs"].get("dev") == dev and each["metric"] == row["metric"] for each in (first, *way)
+        )
+        lost = [each["points_lost"] for each in way if each["points_lost"] is not None]
+        points = sum(lost) if same and len(lost) == len(way) else None
         share = row["bytes"] / first["bytes"]
         found.append({"name": row["name"], "from": first["name"], "share_of_bytes": share, "points_lost": points})
     return found

@@ -11,6 +11,7 @@ import pytest
 
 from lsp import Exit, checkpoint, cli, recipe
 from lsp.commands import finetune, predict, prune
+from lsp.compress.prune import sparsity
 from lsp.console import Progress
 from lsp.data.tokenizer import train
 from lsp.model.int8 import Int8
@@ -65,7 +66,9 @@ METHODS = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_each_method_makes_a_model_that_answers(name: str, run: Path, tmp_path: Path) -> None:
+def test_each_method_makes_a_model_that_answers(
+    name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     dev, out = run.with_name("dev.tsv"), tmp_path / name
     words = ["--from", str(run), "--out", str(out), "--dev", str(dev), "--train", str(run.with_name("train.tsv"))]
     command = ["compress", "quantize", *words, *METHODS[name], "--json", "--quiet"]
@@ -87,15 +90,21 @@ def test_each_method_makes_a_model_that_answers(name: str, run: Path, tmp_path: 
     labels = [line.split("\t")[1] for line in dev.read_text().splitlines()[1:]]
     assert np.mean([a == b for a, b in zip(right, labels, strict=True)]) == made["after"]["metrics"]["accuracy"]
     assert cli.main(command) == Exit.DONE, "already complete"
+    again = ["compress", "quantize", "--from", str(out), "--out", str(tmp_path / "again"), "--quiet"]
+    assert cli.main(again) == Exit.USAGE and "is quantised already" in capsys.readouterr().err
 
 
-def test_what_is_weight_only_can_be_pruned(run: Path, tmp_path: Path) -> None:
+def test_what_is_weight_only_can_be_pruned_and_zeros_outlive_training_in_int8(run: Path, tmp_path: Path) -> None:
     words = ["--from", str(run), "--out", str(tmp_path / "small"), "--method", "weights", "-q"]
     assert cli.main(["compress", "quantize", *words]) == Exit.DONE
     files = Files(run.with_name("train.tsv"), run.with_name("dev.tsv"))
     plan = recipe.Prune(train=recipe.Train(steps=10, batch_size=16, learning_rate=1e-3))
     made = prune.run(tmp_path / "small", tmp_path / "pruned", plan, files, Options(QUIET))
     assert made["after"]["sparsity"] == pytest.approx(0.5, abs=1e-3) and not leaves(tmp_path / "pruned")
+    words = ["--from", str(tmp_path / "pruned"), "--out", str(tmp_path / "learnt"), *METHODS["trained"], "-q"]
+    files = ["--train", str(run.with_name("train.tsv")), "--dev", str(run.with_name("dev.tsv"))]
+    assert cli.main(["compress", "quantize", *words, *files]) == Exit.DONE
+    assert sparsity(checkpoint.open(tmp_path / "learnt").params) >= made["after"]["sparsity"]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,9 @@ def test_what_is_weight_only_can_be_pruned(run: Path, tmp_path: Path) -> None:
         (["--method", "weights", "--set", "quantize.smooth=0.5", "--train", "TRAIN"], "fix: Leave quantize.smooth out"),
         (["--method", "trained", "--set", "quantize.rounding=gptq"], "fix: Leave them out"),
         (["--max-drop", "0.5"], "fix: Add --dev FILE"),
+        (["--set", "quantize.sensitivity=true"], "fix: Add --dev FILE"),
+        (["--set", "quantize.calibration=kl"], "fix: Add --method static"),
+        (["--set", "quantize.hard=0.5"], "fix: Add --method trained"),
         (["--max-drop", "nan"], "must be -1 or at least 0"),
         (["--set", "quantize.max_drop=-2"], "must be -1 or at least 0"),
     ],

@@ -343,12 +343,12 @@ def test_a_drop_beyond_noise_misses_its_gate() -> None:
 
 
 def test_what_was_lost_in_all_is_beside_the_first_classifier_of_the_same_line() -> None:
-    def row(name: str, parent: str, value: float, size: int, dev: str = "d") -> dict[str, Any]:
+    def row(name: str, parent: str, lost: float | None, size: int, dev: str = "d") -> dict[str, Any]:
         named = {"name": name, "parents": [parent], "metric": "loss" if name == "encoder" else "accuracy"}
-        return named | {"value": value, "bytes": size, "inputs": {"dev": dev}}
+        return named | {"points_lost": lost, "bytes": size, "inputs": {"dev": dev}}
 
-    rows = [row("encoder", "", 3.0, 100), row("a", "encoder", 0.9, 100), row("b", "encoder", 0.5, 50)]
-    rows += [row("a1", "a", 0.88, 40), row("a2", "a1", 0.85, 10), row("b1", "b", 0.7, 25, dev="other")]
+    rows = [row("encoder", "", None, 100), row("a", "encoder", None, 100), row("b", "encoder", None, 50)]
+    rows += [row("a1", "a", 2.0, 40), row("a2", "a1", 3.0, 10), row("b1", "b", -20.0, 25, dev="other")]
     assert report.in_all(rows) == [
         {"name": "a1", "from": "a", "share_of_bytes": 0.4, "points_lost": pytest.approx(2)},
         {"name": "a2", "from": "a", "share_of_bytes": 0.1, "points_lost": pytest.approx(5)},

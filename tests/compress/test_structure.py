@@ -13,7 +13,7 @@ import pytest
 from lsp.compress import depth, importance, latency, structure
 from lsp.compress.importance import EXIT, Block
 from lsp.compress.latency import Option, allot
-from lsp.compress.refit import refit
+from lsp.compress.refit import DAMPING, refit, solved
 from lsp.compress.shrink import shrink
 from lsp.console import Progress
 from lsp.data.examples import Examples
@@ -111,6 +111,20 @@ def test_parts_that_cost_least_go_first_and_costs_are_those_of_all_that_are_gone
     assert removed[0] == np.diag(fisher).argmin()
     pairs = [0.5 * fisher[np.ix_([removed[0], other], [removed[0], other])].sum() for other in removed[1:]]
     assert costs[2] == pytest.approx(min(pairs))
+
+
+def test_a_sparse_matrix_is_fitted_where_it_is_not_zero() -> None:
+    random = np.random.default_rng(0)
+    x_ML, y_MK = random.standard_normal((80, 6)), random.standard_normal((80, 4))
+    there = random.random((6, 4)) < 0.5
+    found = solved(x_ML.T @ x_ML, x_ML.T @ y_MK, there)
+    damping = np.sqrt(DAMPING * np.square(x_ML).sum(0).mean())
+    for column in range(4):
+        rows = np.flatnonzero(there[:, column])
+        columns = np.concatenate([x_ML[:, rows], damping * np.eye(len(rows))])
+        wanted = np.linalg.lstsq(columns, np.append(y_MK[:, column], np.zeros(len(rows))), rcond=None)[0]
+        np.testing.assert_allclose(found[rows, column], wanted, rtol=1e-6)
+        assert not found[~there[:, column], column].any()
 
 
 def test_two_parts_that_make_up_for_each_other_go_together() -> None:

@@ -114,6 +114,14 @@ def test_a_model_alone_is_not_compared() -> None:
     assert list(row) == ["model", "batch", "examples_per_second", "best_per_second", "calls"]
 
 
+@pytest.mark.parametrize(("in_a_row", "column"), [(1, "examples_per_second"), (8, "p50_ms")])
+def test_one_text_is_a_rate_too_unless_a_turn_repeats_it(in_a_row: int, column: str) -> None:
+    """As a file with a single row is."""
+    timings = bench.Timings(np.ones((1, 3, in_a_row)), [0.0])
+    (row,) = bench.described([timed("a")], bench.Case([], in_a_row, 1, {}), timings)
+    assert row[column] == (1.0 if in_a_row == 1 else 1000.0)
+
+
 @pytest.mark.parametrize("shares", [[1, 1, 1], [5, 0, 1], [10**9, 3, 7], [0, 0, 0]])
 def test_what_is_shared_out_adds_up(shares: list[int]) -> None:
     found = parts.shared_out(1001, shares)

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
 from lsp import Exit, LspError
 from lsp.checkpoint import Model
 from lsp.data.examples import Examples
 from lsp.data.tasks import Table
-from lsp.deploy import huggingface
+from lsp.deploy import configs, huggingface
+from lsp.deploy.pieces import converted
+from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -97,8 +100,34 @@ def test_what_no_published_model_is_like_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("windows", "every"), [((0, 8, 8, 0, 8), 3), ((0, 0), 1), ((0, 8, 8), 3), ((0, 8, 0, 0), None)]
+)
+def test_an_order_that_older_software_can_not_say_is_not_said_wrongly(
+    windows: tuple[int, ...], every: int | None
+) -> None:
+    layers = tuple(Layer(2, 8, 24, window=window) for window in windows)
+    found = configs._write_modern(ModelConfig("modern", 300, 16, layers, max_length=32))
+    assert [kind[0] for kind in found["layer_types"]] == ["s" if window else "f" for window in windows]
+    assert found.get("global_attn_every_n_layers") == every
+
+
 def test_labels_come_along() -> None:
     assert huggingface.read(GOLDEN / "roberta-classes").model.labels == ("no", "maybe", "yes")
+
+
+def test_a_second_text_has_the_second_type_where_a_model_has_two() -> None:
+    """A student of BERT's shape with RoBERTa's tokenizer, which gives both texts the first."""
+    words = huggingface.read(GOLDEN / "roberta-classes").model.tokenizer
+    assert converted(words, 0) is words
+    before, after = (
+        Tokenizer.from_str(each.model.decode()).encode("the cat", "a cat") for each in (words, converted(words, 2))
+    )
+    assert after.ids == before.ids and not any(before.type_ids)
+    examples = Examples(Table([("the cat", "a cat")], [0], ("a",)), words, 32)
+    assert after.type_ids == examples.batch(np.array([0]), 1)["types"][0, : len(after.ids)].tolist()
+    bert = huggingface.read(GOLDEN / "bert-classes").model.tokenizer
+    assert converted(bert, 2) is bert
 
 
 def test_no_text_becomes_a_special_piece() -> None:

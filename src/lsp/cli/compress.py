@@ -83,8 +83,9 @@ def need_examples(plan: recipe.Quantization, train: Path | None, dev: Path | Non
     if plan.calibrates and train is None:
         what = "to train on" if plan.method == "trained" else "to calibrate with"
         raise LspError(f"[quantize] asks for examples {what}.", hint="Add --train FILE, as in lsp finetune.")
-    if dev is None and (plan.max_drop >= 0 or plan.method == "trained"):
-        option = "--max-drop" if plan.max_drop >= 0 else "--method trained"
+    if dev is None and (plan.max_drop >= 0 or plan.method == "trained" or plan.sensitivity):
+        trained = "--method trained" if plan.method == "trained" else "quantize.sensitivity"
+        option = "--max-drop" if plan.max_drop >= 0 else trained
         raise LspError(f"{option} has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
 
 

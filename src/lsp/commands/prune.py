@@ -8,7 +8,6 @@ from lsp.checkpoint import Model
 from lsp.compress import prune
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.teacher import answers
-from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
@@ -22,7 +21,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         stage = Stage.begun(held, start, recipe, files, options)
         base, sets = stage.base, stage.sets
         sets.train.wanted = answers(base, sets.train, options.progress)
-        fitted = stage.fit(stage.config, dequantize(base.params), prune.gradual(recipe.prune, stage.steps))
+        fitted = stage.fit(stage.config, stage.floats(base.params), prune.gradual(recipe.prune, stage.steps))
         params = stage.formed(fitted.params)
         last, account = Classifier(stage.config).score(params, sets.dev), prune.footprint(params)
         model = Model(stage.config, params, base.tokenizer, base.labels)

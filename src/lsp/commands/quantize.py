@@ -4,14 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from lsp import LspError, checkpoint, console, directory
 from lsp import recipe as recipes
 from lsp.compress import calibrate, calibrated, measure, sensitivity, trained
-from lsp.compress.quantize import Tree, quantize
+from lsp.compress.prune import holding
+from lsp.compress.quantize import Tree, quantizable, quantize
 from lsp.compress.teacher import answers
 from lsp.data import text
 from lsp.data.examples import Examples
-from lsp.model.weightonly import any_quantized, dequantize
+from lsp.model.weightonly import any_quantized, dequantize, is_quantized
 from lsp.train import labelled
 from lsp.train.clock import Clock
 from lsp.train.compare import FIRST
@@ -51,7 +54,7 @@ def run(
         if held.complete:
             return held.result()
         base = checkpoint.open(start).expect("classes") if dev or train else checkpoint.open(start)
-        if recipe.quantize.applied() != recipes.Quantization().applied() and any_quantized(base.params):
+        if not _open(base.params, recipe.quantize):
             raise LspError(f"{start} is quantised already.", hint="Start from the float run that it was made of.")
         if recipe.quantize.method == "trained":
             assert dev is not None and train is not None
@@ -77,6 +80,15 @@ def run(
             parents=[inputs["from"]],
             result=made.summary | result,
         )
+
+
+def _open(params: Tree, recipe: recipes.Quantization) -> bool:
+    """Whether there is something to quantise: dynamic int8 takes what is float yet of a model in dynamic int8."""
+    if not any_quantized(params):
+        return True
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantized)
+    left = any(quantizable(tuple(key.key for key in path)) and not is_quantized(leaf) for path, leaf in leaves)
+    return left and recipe.applied() == recipes.Quantization().applied()
 
 
 def reading(base: checkpoint.Checkpoint) -> labelled.Reading:
@@ -118,7 +130,7 @@ def learnt(
     sets.train.wanted = answers(base, sets.train, progress)
     objective = trained.objective(config.problem, recipe.quantize.hard)
     plan = labelled.plan(config, floats, objective, sets, recipe, Clock(0))
-    fitted = fit(plan, path, progress)
+    fitted = fit(dataclasses.replace(plan, transform=holding(base.manifest)), path, progress)
     return Made(quantize(fitted.params), fitted.params, fitted.summary())
 
 

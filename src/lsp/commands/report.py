@@ -77,7 +77,7 @@ def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
     paired = result.get("paired", {})
     metric = paired.get("metric") or _main(stage)
     value = found.get("metrics", {}).get(metric)
-    lost = paired.get("points")
+    lost = paired.get("points_lost")
     if lost is None and value is not None and metric in before.get("metrics", {}) and metric != "loss":
         lost = 100 * (before["metrics"][metric] - value)
     inputs = stage.asked.get("inputs", {})

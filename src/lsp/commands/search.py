@@ -101,11 +101,11 @@ def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
     until the goal is met or the time is up."""
     plain = trial.tried(None, trained=False)
     yield plain
-    if trial.undecided and plain.drop > search.UNHARMED:
+    if trial.undecided and plain.drop > min(search.UNHARMED, goal.drop):
         trial.int8 = "dynamic"
         other = trial.tried(None, trained=False)
         yield other
-        if plain.drop - other.drop > search.UNHARMED:
+        if plain.drop - other.drop > search.UNHARMED or plain.drop > goal.drop >= other.drop:
             plain = other
         else:
             trial.int8 = "static"
@@ -129,7 +129,13 @@ def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
             if trial.over(last):
                 return
             began = time.monotonic()
-            found = trial.tried(each.shape, trained=True)
+            try:
+                found = trial.tried(each.shape, trained=True)
+            except LspError as refused:
+                if refused.code != Exit.NO:
+                    raise
+                options.progress.say(refused.message)
+                continue
             last = time.monotonic() - began
             yield found
             if not goal.missed(found) and (goal.speedup or goal.size):
@@ -172,8 +178,9 @@ class _Trial:
 
     def given(self) -> Tried:
         """The chain that the recipe spells out."""
-        chain = self.recipe.chain
-        return self.tried(Shape(chain.depth, chain.speedup), trained=self.recipe.train.epochs > 0)
+        chain, train = self.recipe.chain, self.recipe.train
+        whole = self.base.config.preset == "bilstm"  # which has no heads and units to remove
+        return self.tried(None if whole else Shape(chain.depth, chain.speedup), bool(train.epochs or train.steps))
 
     def tried(self, shape: Shape | None, trained: bool) -> Tried:
         """One chain, made and measured."""

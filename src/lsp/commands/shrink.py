@@ -21,7 +21,7 @@ from lsp.compress.teacher import answers
 from lsp.data.batches import Batch
 from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
-from lsp.model.weightonly import dequantize
+from lsp.model.int8 import present
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
@@ -56,19 +56,20 @@ def run(
             asked.channels,
             asked.shape,
             latency.typical(sets.dev),
-            used if asked.int8 != "none" else stage.formed,
+            used if asked.int8 != "none" else quantize if present(base.params) else dict,
         )
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: asked.sample]
-        whole = stage.config, dequantize(base.params)
-        config, params = _smaller(whole, sets.train, rows, wish, held.path / RECORD, options.progress)
+        whole = stage.config, stage.floats(base.params)
+        (config, params), layers = _smaller(whole, sets.train, rows, wish, held.path / RECORD, options.progress)
         classifier = Classifier(config)
-        made: dict[str, Any] = {"step": 0, "untrained": classifier.score(stage.formed(params), sets.dev).metrics}
+        untrained = classifier.score(stage.formed(params, layers), sets.dev)
+        made: dict[str, Any] = {"step": 0, "untrained": untrained.metrics}
         if stage.steps:
             knowing = checkpoint.open(teacher) if teacher else base
             sets.train.wanted = answers(knowing, sets.train, options.progress)
             fitted = stage.fit(config, params)
             params, made = fitted.params, made | fitted.summary()
-        params = stage.formed(params)
+        params = stage.formed(params, layers)
         last = classifier.score(params, sets.dev)
         speed = {"speedup": wish.faster((base.config, base.params), (config, params))}
         return stage.finished(Model(config, params, base.tokenizer, base.labels), last, made, speed, speed)
@@ -76,8 +77,9 @@ def run(
 
 def _smaller(
     whole: structure.Model, examples: Examples, rows: np.ndarray, wish: structure.Wish, record: Path, progress: Any
-) -> structure.Model:
-    """The model without what was chosen, now or by the run that goes on, and the rest of it fitted."""
+) -> tuple[structure.Model, list[int]]:
+    """The model without what was chosen, now or by the run that goes on, and the rest of it fitted; and which layers
+    those are."""
     chosen = _recorded(record)
     if chosen is None:
         chosen = structure.choose(whole, examples, rows, wish, progress)
@@ -92,7 +94,7 @@ def _smaller(
     if config != shallow[0]:
         with progress.task("fitting what stays", 2 * len(config.layers)) as task:
             params = refit(shallow, (config, params), batches, task.update, stream)
-    return config, params
+    return (config, params), chosen.layers
 
 
 def _batches(examples: Examples, rows: np.ndarray) -> list[Batch]:

@@ -8,7 +8,6 @@ from lsp.checkpoint import Model
 from lsp.compress import vocabulary
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.teacher import answers
-from lsp.model.weightonly import dequantize
 from lsp.train import labelled
 from lsp.train.evaluate import Classifier
 from lsp.train.options import Options
@@ -38,7 +37,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         made: dict[str, Any] = {"step": 0}
         if recipe.prune.pieces and stage.steps:
             fewer.train.wanted = answers(base, sets.train, progress)  # the teacher reads its own tokens
-            fitted = stage._replace(sets=fewer).fit(model.config, dequantize(model.params))
+            fitted = stage._replace(sets=fewer).fit(model.config, stage.floats(model.params))
             model, made = model._replace(params=stage.formed(fitted.params)), fitted.summary()
         last = Classifier(model.config).score(model.params, fewer.dev)
         return stage.finished(model, last, made, {"vocabulary": report}, {"pieces": model.tokenizer.size})

@@ -182,6 +182,26 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def held() -> optax.GradientTransformationExtraArgs:
+    """Zeros of the prunable weights stay, and no others come: for training that is not to prune, of a sparse model."""
+
+    def init(params: Tree) -> Tree:
+        return _each(lambda w: w != 0, params)
+
+    def update(updates: Tree, masks: Tree, params: Tree = None, **others: Any) -> tuple[Tree, Tree]:
+        def living(mask: Any, u: Any) -> Any:
+            return u if mask is None else jnp.where(mask, u, 0.0)
+
+        return jax.tree.map(living, masks, updates, is_leaf=lambda mask: mask is None), masks
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def holding(manifest: dict[str, Any]) -> optax.GradientTransformationExtraArgs | None:
+    """`held` for a run of which weights were pruned, as its manifest says."""
+    return held() if any(stage.get("sparsity") for stage in manifest["compression"]) else None
+
+
 def _fits(pattern: Pattern, params: Tree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(_each(lambda w: w, params)):
         pattern.check(jax.tree_util.keystr(path, simple=True, separator="."), leaf.shape[0])

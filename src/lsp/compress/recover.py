@@ -1,7 +1,7 @@
 """A stage of pruning from its claim to its result, and the training between that makes up for what went: the pruned
 model learns to answer as the one it was."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +15,11 @@ from lsp import recipe as recipes
 from lsp.checkpoint import Checkpoint, Model
 from lsp.compress import measure
 from lsp.compress.distill import match_teacher
-from lsp.compress.quantize import quantize
+from lsp.compress.prune import holding
+from lsp.compress.quantize import nearest, quantize
 from lsp.model.config import ModelConfig
 from lsp.model.int8 import present
-from lsp.model.weightonly import WeightOnly, is_quantized
+from lsp.model.weightonly import WeightOnly, dequantize, is_quantized
 from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
@@ -78,8 +79,6 @@ class Stage(NamedTuple):
         length = min(recipe.data.sequence_length, base.config.max_length)
         how = labelled.Reading(base.tokenizer, length, base.config.problem)
         sets = labelled.read_sets(files._replace(names=base.labels), how, options.progress)
-        if lost := _lost(base.params):
-            options.progress.warn(f"what prunes knows rounding to the nearest int8 alone: {lost}")
         return cls(held, base, how, sets, recipe, clock, options)
 
     @property
@@ -92,16 +91,35 @@ class Stage(NamedTuple):
         """0 where there is to be no training."""
         return labelled.counted(self.recipe.train, len(self.sets.train)).steps
 
-    def formed(self, params: Any) -> Any:
-        """Parameters as the stage writes them: int8 if the model came so."""
-        return quantize(params) if present(self.base.params) else params
+    def floats(self, params: Any) -> Any:
+        """Float parameters to prune or to train. Warns of what `formed` will not give back."""
+        if lost := _lost(params):
+            self.options.progress.warn(f"what prunes knows rounding to the nearest int8 alone: {lost}")
+        return dequantize(params)
+
+    def formed(self, params: Any, layers: Sequence[int] = ()) -> Any:
+        """Parameters as the stage writes them: int8 where the model came so. `layers` are the numbers that those of
+        `params` had there, where some are gone."""
+        before = self.base.params
+        if not present(before):
+            return params
+
+        def made(name: str, w: Any, axis: int) -> Any:
+            path = name.split(".")
+            there = before
+            for part in path:
+                number = int(part) if part.isdecimal() else part
+                there = there[layers[number] if layers and isinstance(number, int) else number]
+            return nearest(name, w, axis) if is_quantized(there) else w
+
+        return quantize(params, made)
 
     def fit(self, config: ModelConfig, params: Any, transform: optax.GradientTransformation | None = None) -> Fitted:
-        """`params`, floats, trained on what is `wanted` of the examples; `transform` is chained after the optimizer.
-        Raises as `loop.fit`."""
+        """`params`, floats, trained on what is `wanted` of the examples; `transform` is chained after the optimizer. If
+        it is None, weights that were pruned stay so. Raises as `loop.fit`."""
         objective = Objective(match_teacher(TEMPERATURE, self.recipe.prune.hard, config.problem))
         plan = labelled.plan(config, params, objective, self.sets, self.recipe, self.clock)
-        plan = replace(plan, transform=transform)
+        plan = replace(plan, transform=transform or holding(self.base.manifest))
         with trackers.opened(self.options.track, self.held.path, self.options.progress) as followers:
             return fit(plan, self.held.path, self.options.progress, followers)
 

@@ -26,6 +26,7 @@ from lsp.model.encoder import EncoderLayer, Turn, graphdef
 Tree = Any
 # Added to the mean square of each value of a block, as a share of their mean: the solution stays near what was there.
 DAMPING = 1e-2
+DENSE = 0.8  # a matrix with more weights than that was not pruned; rounding to int8 makes some zeros too
 
 
 class Half(NamedTuple):
@@ -80,7 +81,7 @@ def refit(
             interrupt.check()
             *sums, wholes[place] = equations(whole[1], params, wholes[place], smalls[place], batch)
             gram, answer = gram + np.asarray(sums[0], np.float64), answer + np.asarray(sums[1], np.float64)
-        params = changed(params, block, solved(gram, answer))
+        params = changed(params, block, gram, answer)
         smalls = [ahead(params, x_BTD, batch) for x_BTD, batch in zip(smalls, batches, strict=True)]
         task(done)
     return params
@@ -114,21 +115,29 @@ def lacking(
     return equations
 
 
-def solved(gram: Any, answer: Any) -> np.ndarray:
-    """The change of a matrix, and of its bias, that the damped normal equations ask for, float64."""
-    diagonal = np.diag(gram)
-    return np.linalg.solve(gram + np.diag(np.full(len(gram), DAMPING * diagonal.mean())), answer)
-
-
-def changed(params: Tree, at: Block, change: np.ndarray) -> Tree:
-    """`params` with a change [N, K] of the matrix that a block's parts leave through, and a last row's of its bias
-    where it has one."""
+def changed(params: Tree, at: Block, gram: np.ndarray, answer: np.ndarray) -> Tree:
+    """`params` with the matrix that a block's parts leave through, and its bias where it has one, as the normal
+    equations ask. A matrix that is sparse stays so: zeros stay where they are."""
     number, name = at
     layer = params["layers"][number]
     linear = layer[name][EXIT[name]]
     kernel = np.asarray(linear["kernel"])
-    new = {"kernel": kernel + change[: len(kernel)].astype(np.float32)}
+    there = np.concatenate([kernel != 0, np.ones((len(gram) - len(kernel), kernel.shape[1]), bool)])
+    change = solved(gram, answer, there).astype(np.float32)
+    new = {"kernel": kernel + change[: len(kernel)]}
     if "bias" in linear:
-        new["bias"] = np.asarray(linear["bias"]) + change[-1].astype(np.float32)
+        new["bias"] = np.asarray(linear["bias"]) + change[-1]
     layers = params["layers"] | {number: layer | {name: layer[name] | {EXIT[name]: new}}}
     return params | {"layers": layers}
+
+
+def solved(gram: np.ndarray, answer: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """The change [M, K] that the damped normal equations ask for, float64: 0 where not `there`, bool [M, K]."""
+    damped = gram + np.diag(np.full(len(gram), DAMPING * np.diag(gram).mean()))
+    if there.mean() > DENSE:
+        return np.linalg.solve(damped, answer)
+    change = np.zeros_like(answer)
+    for column in range(answer.shape[1]):
+        rows = np.flatnonzero(there[:, column])
+        change[rows, column] = np.linalg.solve(damped[np.ix_(rows, rows)], answer[rows, column])
+    return change

@@ -148,11 +148,11 @@ def _compile(call: Callable[[], Any], clock: timing.Clock) -> float:
 
 
 def described(models: Sequence[Timed], case: Case, timings: Timings) -> list[dict[str, Any]]:
-    """A row for each model: of single texts `latency`, else `rate`, and where there are several models `speedups` over
-    the second."""
+    """A row for each model: `latency` of what a turn repeats, else `rate`, and where there are several models
+    `speedups` over the second."""
     many = len(models) > 1
     faster = speedups(timings.seconds_MRE, baseline=1) if many else [{}]
-    found = map(latency if case.examples == 1 else partial(rate, case.examples), timings.seconds_MRE)
+    found = map(latency if case.in_a_row > 1 else partial(rate, case.examples), timings.seconds_MRE)
     return [
         {"model": model.name} | case.shape | own | compared
         for model, own, compared in zip(models, found, faster, strict=True)

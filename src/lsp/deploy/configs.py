@@ -195,8 +195,9 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
         next(iter(seen.get(kind, {default})))
         for kind, default in (("full_attention", (0, 10_000.0)), ("sliding_attention", (64, 10_000.0)))
     )
-    every = len(kinds) if "sliding_attention" in kinds else 1
-    every = next((n for n in range(1, every) if all((i % n > 0) == (k[0] == "s") for i, k in enumerate(kinds))), every)
+    # As transformers 4 has it, which knows no other order than every n-th layer.
+    order = range(1, len(kinds) + 1)
+    every = [n for n in order if all((i % n > 0) == (kind[0] == "s") for i, kind in enumerate(kinds))]
     return {
         "norm_eps": config.epsilon,
         **dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "classifier_bias"), False),
@@ -210,8 +211,7 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
             "full_attention": {"rope_type": "default", "rope_theta": full},
             "sliding_attention": {"rope_type": "default", "rope_theta": near},
         },
-        # As transformers 4 has it.
-        "global_attn_every_n_layers": every,
+        **({"global_attn_every_n_layers": every[0]} if every else {}),
         "global_rope_theta": full,
         "local_rope_theta": near,
     }

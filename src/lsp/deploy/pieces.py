@@ -22,7 +22,7 @@ def converted(words: Tokenizer, types: int) -> Published:
     byte, and letters under accents that stand alone, which Unicode's normal form changes: rare, and not prose.
     """
     if isinstance(words, Published):
-        return words
+        return _told_apart(words) if types > 1 else words
     proto = sentencepiece_model_pb2.ModelProto.FromString(words.model)
     unigram = proto.trainer_spec.model_type == UNIGRAM
     made = tokenizers.Tokenizer(_unigram(proto) if unigram else _byte_pairs(proto))
@@ -38,6 +38,21 @@ def converted(words: Tokenizer, types: int) -> Published:
         single="[CLS] $A [SEP]",
         pair=f"[CLS] $A [SEP] $B{second} [SEP]{second}",
         special_tokens=[("[CLS]", CLS), ("[SEP]", SEP)],
+    )
+    return Published(made.to_str().encode())
+
+
+def _told_apart(words: Published) -> Published:
+    """The same tokenizer with the second type for the second text of a pair, which RoBERTa's does not give it."""
+    made = tokenizers.Tokenizer.from_str(words.model.decode())
+    ends = made.encode("", "")
+    if max(ends.type_ids):
+        return words
+    cls, *seps = ends.tokens
+    made.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {seps[0]}",
+        pair=f"{cls} $A {' '.join(seps[1:])} $B:1 {seps[0]}:1",
+        special_tokens=[(cls, ends.ids[0]), (seps[0], ends.ids[1])],
     )
     return Published(made.to_str().encode())
 

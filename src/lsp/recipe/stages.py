@@ -158,6 +158,13 @@ class Pruning:
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
 
 
+PRUNES = {  # the keys that each `what` reads, besides those that all do
+    "weights": ("sparsity", "score", "block", "scope", "pattern", "begin", "end", "every"),
+    "structure": ("speedup", "int8", "depth", "channels", "sample", "shape"),
+    "vocabulary": ("pieces",),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
@@ -202,6 +209,10 @@ class Quantization:
             raise LspError(f"quantize.bits and quantize.group are for weights alone, and the method is {self.method}.", hint="Add --method weights, or leave them out.")
         if self.method == "trained" and (self.smooth or self.rounding != "nearest"):
             raise LspError("quantize.smooth and quantize.rounding are for a model that is not trained.", hint="Leave them out, or leave out --method trained.")
+        if self.method != "static" and self.calibration != "percentile":
+            raise LspError(f"quantize.calibration is for static scales, and the method is {self.method}.", hint="Add --method static, or leave it out.")
+        if self.method != "trained" and self.hard:
+            raise LspError(f"quantize.hard is for training, and the method is {self.method}.", hint="Add --method trained, or leave it out.")
         if self.method == "weights" and self.smooth:
             raise LspError("quantize.smooth is for activations, which --method weights leaves float.", hint="Leave quantize.smooth out.")
 
@@ -286,6 +297,11 @@ class Prune:
 
     def check(self) -> None:
         """Raises LspError (exit 2) for settings that say nothing together."""
+        plain = Pruning()
+        for what, keys in PRUNES.items():
+            for key in keys:
+                if what != self.prune.what and getattr(self.prune, key) != getattr(plain, key):
+                    raise LspError(f"prune.{key} is for prune.what = {what}, and that is {self.prune.what}.", hint=f"Add --set prune.what={what}, or leave prune.{key} out.")
         if self.prune.what != "weights":
             return
         if self.prune.begin > self.prune.end:
@@ -324,6 +340,8 @@ class Search:
         """Raises LspError (exit 2) for settings that say nothing together."""
         if self.chain.shape and not self.chain.depth:
             raise LspError("chain.shape spells out one chain, and chain.depth = 0 asks for a search.", hint="Give chain.depth too, or leave chain.shape out.")
+        if self.chain.speedup != 1 and not self.chain.depth:
+            raise LspError("chain.speedup is for chain.depth, and without that speeds are searched for.", hint="Give chain.depth too, or leave chain.speedup out.")
         if self.chain.through and not self.chain.shape:
             raise LspError("chain.through is half-way to chain.shape, which is not there.", hint="Give chain.shape too, or leave chain.through out.")
 
