@@ -392,3 +392,43 @@ def test_mistakes_in_parts_and_weights_are_answered(
     assert said in printed
     assert "fix: " in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "DIR", "--train", "-", "--dev", "TEXT"], "--train -: a stream can be read once only"),
+        (["--from", "DIR", "--train", "TEXT", "--dev", "PIPE"], "a stream can be read once only"),
+        (
+            ["--from", "DIR", "--tokenizer", "DIR", "--train", "TEXT", "--dev", "TEXT"],
+            "--tokenizer is for --from scratch",
+        ),
+        (
+            ["--from", "DIR", "--train", "TEXT", "--dev", "TEXT", "--sweep", "model.layers=1,2"],
+            "the one that --from names",
+        ),
+        (
+            ["--from", "scratch", "--tokenizer", "OUT", "--train", "TEXT", "--dev", "TEXT"],
+            "--out and --tokenizer are the same run",
+        ),
+    ],
+)
+def test_mistakes_in_starts_and_streams_are_answered_and_cost_nothing(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = {
+        "TEXT": tmp_path / "text.tsv",
+        "DIR": tmp_path / "start",
+        "PIPE": tmp_path / "pipe",
+        "OUT": tmp_path / "out",
+    }
+    places["TEXT"].write_text("text\tlabel\na\t0\nb\t1\n")
+    os.mkfifo(places["PIPE"])
+    for name in ("DIR", "OUT"):
+        places[name].mkdir()
+        (places[name] / "kept").write_text("mine")
+    given = [str(places.get(word, word)) for word in words]
+    assert cli.main(["finetune", *given, "--out", str(places["OUT"]), "--overwrite"]) == Exit.USAGE
+    printed = capsys.readouterr().err
+    assert said.replace("OUT", str(places["OUT"])) in printed and "fix: " in printed
+    assert (places["OUT"] / "kept").read_text() == "mine"

@@ -1,5 +1,7 @@
 """Which trainings --seeds and --sweep ask for, and which of them are one program."""
 
+import dataclasses
+
 import pytest
 
 from lsp import LspError, recipe
@@ -27,6 +29,8 @@ def test_one_program_for_what_differs_in_seed_and_rate_alone() -> None:
     assert [{trial.recipe.head.dropout for trial in group} for group in groups] == [{0.0}, {0.5}]
     assert [len(group) for group in groups] == [4, 4]
     assert len(alike(expand(BASE, 5, ["train.learning_rate=1e-4,2e-4"]))) == 1
+    best = dataclasses.replace(BASE, train=dataclasses.replace(BASE.train, best="accuracy"))
+    assert [len(group) for group in alike(expand(best, 3))] == [1, 1, 1], "each has a best step of its own"
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ TextColumnOpt = Annotated[
     typer.Option(
         "--text-column",
         metavar="NAME",
-        help="Column with the text, by name or by number from 1; twice for a pair.",
+        help="Column with the text, by name, or by number from 1 of a file without header; twice for a pair.",
         default_factory=list,
         show_default=False,
     ),

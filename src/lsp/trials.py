@@ -47,10 +47,13 @@ def expand(recipe: recipes.Finetune, seeds: int = 1, sweeps: Sequence[str] = ())
 
 
 def alike(trials: Sequence[Trial]) -> list[list[Trial]]:
-    """The trials in groups that differ in nothing but seed and learning rate: each group is one program."""
+    """The trials in groups that differ in nothing but seed and learning rate: each group is one program. Alone is each
+    whose best evaluation is kept: that is another one for each."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
-        train = dataclasses.replace(trial.recipe.train, seed=0, learning_rate=1.0)
+        train = trial.recipe.train
+        if not train.best:
+            train = dataclasses.replace(train, seed=0, learning_rate=1.0)
         groups.setdefault(recipes.dump(dataclasses.replace(trial.recipe, train=train)), []).append(trial)
     return list(groups.values())
 

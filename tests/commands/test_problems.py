@@ -128,6 +128,13 @@ def test_a_classifier_learns_new_classes_and_keeps_the_old_ones(tables: Path) ->
     assert made["metrics"]["accuracy"] > 0.9 and made["old"]["before"]["accuracy"] > 0.9
     assert made["old"]["after"]["accuracy"] > 0.9
     assert checkpoint.open(tables / "four").labels == ("rain", "sun", "snow", "wind")
+    forgetful = dataclasses.replace(plan, adapt=recipe.Adapt(grow=True), train=dataclasses.replace(TRAIN, steps=2))
+    made = finetune.run(str(tables / "two"), tables / "no-old", forgetful, both._replace(old=None), None, OPTIONS)
+    assert "shift" in made, "what old classes may lose is kept to by --old-dev alone"
+    (tables / "odd.tsv").write_text(old.dev.read_text() + "hail and hail\thail\n")
+    for name, files in (("dev", {"dev": tables / "odd.tsv"}), ("old", {"old": tables / "odd.tsv"})):
+        with pytest.raises(LspError, match="label 'hail' is unknown"):
+            finetune.run(str(tables / "two"), tables / f"odd-{name}", growing, both._replace(**files), None, OPTIONS)
     for start, wrong, says in (
         ("scratch", growing, "for a classifier"),
         (str(tables / "two"), dataclasses.replace(growing, head=recipe.NewHead(problem="multi_label")), "problem"),

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from lsp import Exit, Stopped, checkpoint, recipe
+from lsp import Exit, LspError, Stopped, checkpoint, recipe
 from lsp.commands import finetune
 from lsp.console import Progress
 from lsp.data.tokenizer import train
@@ -101,6 +101,34 @@ def test_one_that_diverges_leaves_the_others_alone(weather: Path) -> None:
     assert sound["loss"] == pytest.approx(alone["metrics"]["loss"], rel=1e-4)
     assert "NaN" not in (weather / "diverged" / "metrics.jsonl").read_text()
     assert "NaN" not in (weather / "diverged" / "result.json").read_text()
+
+
+def test_what_differs_in_more_than_seed_and_rate_is_compared_too(weather: Path) -> None:
+    """Each is a program of its own, and one that comes to nothing leaves the other."""
+    plan = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, steps=4))
+    trials = expand(plan, 1, ["train.warmup=0.5,0"])
+    found = made(weather, "apart", plan, trials, track=("tensorboard",))
+    assert [row["train.warmup"] for row in found["trials"]] == [0.5, 0.0] and len(found["settings"]) == 2
+    assert found["metrics"]["accuracy"] == max(row["accuracy"] for row in found["trials"])
+    assert {place.name for place in (weather / "apart" / "tensorboard").iterdir()} == {"00", "01"}
+    hot = expand(dataclasses.replace(plan, train=dataclasses.replace(plan.train, learning_rate=1e30)))
+    hot = [trials[0], hot[0]._replace(settings={"train.warmup": 0.0})]
+    found = made(weather, "one-left", plan, hot)
+    assert "accuracy" in found["trials"][0] and found["trials"][1]["diverged_at_step"] > 1
+    with pytest.raises(LspError, match="diverged") as lost:
+        made(weather, "none-left", plan, [hot[1], hot[1]._replace(settings={"again": 1})])
+    assert lost.value.code == Exit.DIVERGED
+
+
+def test_what_was_to_be_read_is_part_of_what_was_asked(weather: Path) -> None:
+    plan = dataclasses.replace(PLAN, train=dataclasses.replace(PLAN.train, steps=2))
+    made(weather, "asked", plan)
+    files = Files(weather / "train.tsv", weather / "dev.tsv", (("label",), "text"))
+    with pytest.raises(LspError, match="asked for something else: columns"):
+        finetune.run("scratch", weather / "asked", plan, files, weather / "words", OPTIONS)
+    train(["a word or two"] * 99, vocab_size=270, kind="unigram", lowercase=True, seed=0).save(weather / "others")
+    with pytest.raises(LspError, match="asked for something else: tokenizer"):
+        finetune.run("scratch", weather / "asked", plan, files._replace(columns=((), "")), weather / "others", OPTIONS)
 
 
 def test_parts_of_a_model_are_trained_for_several_seeds(weather: Path) -> None:

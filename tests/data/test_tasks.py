@@ -83,6 +83,11 @@ def test_labels_of_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
     assert tasks.read(path).names == ("9", "10", "100")
 
 
+def test_a_label_that_looks_like_a_number_is_a_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "--1"), ("y", "10"), ("z", "9")))
+    assert tasks.read(path).names == ("--1", "10", "9")
+
+
 def test_given_labels_keep_their_order_and_may_be_absent(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "b"), ("y", "b")))
     assert tasks.read(path, labels=["b", "a"]) == Table([("x",), ("y",)], [0, 0], ("b", "a"))
@@ -102,11 +107,41 @@ def test_a_number_stands_for_a_class_where_no_class_is_called_by_one(tmp_path: P
         tasks.read(path, labels=["bad", "2"])
 
 
+def test_numbers_of_known_classes_are_no_new_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "1"), ("y", "odd"), ("z", "0")))
+    assert tasks.read(path, labels=["calm", "wild"], grow=True) == Table(
+        [("x",), ("y",), ("z",)], [1, 2, 0], ("calm", "wild", "odd")
+    )
+
+
+def test_a_text_file_has_no_header_and_a_csv_always_has_one(tmp_path: Path) -> None:
+    titles = write(tmp_path / "a.txt", "title\nx\n")
+    assert [texts for texts, _ in tasks.stream(str(titles))] == [("title",), ("x",)]
+    tweets = str(write(tmp_path / "a.csv", "tweet\nx\n"))
+    with pytest.raises(LspError, match="which column holds the text"):
+        list(tasks.stream(tweets))
+    assert [texts for texts, _ in tasks.stream(tweets, ["tweet"])] == [("x",)]
+    for name, content in (("a.json", '[\n{"text": "x"}\n]\n'), ("b.json", '[{"text": "x"}]\n')):
+        with pytest.raises(LspError, match="begins with a list") as refused:
+            list(tasks.stream(str(write(tmp_path / name, content))))
+        assert "jq" in refused.value.hint
+
+
+def test_more_than_two_texts_are_no_example(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("a", "b", "c", "label"), ("x", "y", "z", "1"), ("x", "y", "z", "0")))
+    with pytest.raises(LspError, match="one text or a pair"):
+        tasks.read(path, text_columns=["a", "b", "c"])
+
+
 def test_an_example_may_have_several_labels_or_none(tmp_path: Path) -> None:
     table = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "b, a"), ("y", ""), ("z", "c")))
     assert tasks.read(table, problem="multi_label") == Table([("x",), ("y",), ("z",)], [[1, 0], [], [2]], tuple("abc"))
     lines = write(tmp_path / "a.jsonl", '{"text": "x", "label": ["b", "a,b"]}\n{"text": "y", "label": []}\n')
     assert tasks.read(lines, problem="multi_label") == Table([("x",), ("y",)], [[1, 0], []], ("a,b", "b"))
+    none = write(tmp_path / "b.jsonl", '{"text": "x", "label": null}\n{"text": "y", "label": ["a", "b"]}\n')
+    assert tasks.read(none, problem="multi_label") == Table([("x",), ("y",)], [[], [0, 1]], ("a", "b"))
+    with pytest.raises(LspError, match="holds no label at all"):
+        tasks.read(write(tmp_path / "c.tsv", tsv(("text", "label"), ("x", ""), ("y", ""))), problem="multi_label")
     with pytest.raises(LspError, match="label 'c' is unknown"):
         tasks.read(table, labels=["a", "b"], problem="multi_label")
 

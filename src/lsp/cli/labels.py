@@ -1,5 +1,6 @@
 """An encoder to a classifier, smaller, measured and used."""
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -91,6 +92,8 @@ def finetune(
         plan = replace(plan, head=replace(plan.head, problem=known.problem))
     files = None if suite else labelled_files(train, dev, task, data, (tuple(text_column), label_column))
     need_start(begin, tokenizer, out)
+    if begin != "scratch" and any(sweep.strip().startswith("model.") for sweep in sweeps):
+        raise LspError("--sweep model.…: the model is the one that --from names.", hint="Sweep what trains it.")
     options = training(quiet, overwrite, budget, tracker)
     from lsp.commands import finetune as verb
     from lsp.train.labelled import Files
@@ -109,7 +112,11 @@ def need_start(begin: str, tokenizer: Path | None, out: Path) -> None:
     if begin != "scratch":
         need(begin)
         apart(out, Path(begin))
-    elif tokenizer is None:
+        if tokenizer is not None:
+            raise LspError("--tokenizer is for --from scratch: any other start has its own.", hint="Leave it out.")
+    elif tokenizer is not None:
+        apart(out, tokenizer, "--tokenizer")
+    else:
         raise LspError(
             "--from scratch has no tokenizer.", hint="Add --tokenizer DIR: prepared data or any run has one."
         )
@@ -133,6 +140,9 @@ def labelled_files(
     missing = [option for option, path in (("--train", train), ("--dev", dev)) if path is None]
     if train is None or dev is None:
         raise LspError(f"Missing option {' and '.join(missing)}.", hint="Or give --task NAME --data DIR.")
+    for option, path in (("--train", train), ("--dev", dev)):
+        if str(path) == "-" or path.is_fifo():
+            raise LspError(f"{option} {path}: a stream can be read once only.", hint="Save it to a file first.")
     return train, dev, columns, None
 
 
@@ -228,7 +238,7 @@ def predict(
         verb.run(begin, source, (tuple(text_column), ""), output, console.Progress(quiet))
         sys.stdout.flush()
     except BrokenPipeError:
-        console.hang_up()
+        os._exit(Exit.DONE)  # an orderly end would wait for the thread that reads stdin, which may stay open
     return Exit.DONE
 
 

@@ -36,7 +36,7 @@ def run(
     (exit 2) when there is a file of another kind already.
     """
     wanted = [_gate(gate) for gate in gates]
-    if errors is not None and errors.exists() and not _holds_errors(errors):
+    if errors is not None and (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
         raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
     base = checkpoint.open(start).expect("classes")
     how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
@@ -52,7 +52,7 @@ def run(
     problem, logits, labels = base.config.problem, scores.logits, examples.labels
     if errors is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, problem, logits, labels)]
-        directory.write_atomically(errors, "".join(lines))
+        put(errors, "".join(lines))
     result: dict[str, Any] = {
         "command": "evaluate",
         "from": str(start),
@@ -79,21 +79,32 @@ def run(
     return result | {"gates": [_judged(name, minimum, found) for name, minimum in wanted]}
 
 
+def put(path: Path, lines: str) -> None:
+    """Writes a file, whole or not at all; or into what is none: a pipe, /dev/stdout."""
+    if path.exists() and not path.is_file():
+        path.write_text(lines, encoding="utf-8")
+    else:
+        directory.write_atomically(path, lines)
+
+
 def _sliced(
     column: str, cells: Sequence[str], problem: Problem, logits: np.ndarray, labels: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    """A row for each group, the largest first. One of 30 examples or more falls behind where all of its 95 % interval
-    is under what holds for all examples; of fewer the bootstrap knows too little."""
+    """A row for each of the largest groups, and for those of the others that fall behind. One of 30 examples or more
+    falls behind where all of its 95 % interval is under what holds for all examples; of fewer the bootstrap knows too
+    little."""
     names, place, counts = np.unique(cells, return_inverse=True, return_counts=True)
     whole = metrics.measured(problem, logits, labels)
     metric = next(iter(whole))  # the one that people ask for first
-    for group in np.argsort(-counts, kind="stable")[:MOST_GROUPS]:
+    for rank, group in enumerate(np.argsort(-counts, kind="stable")):
         rows = place == group
         value = metrics.measured(problem, logits[rows], labels[rows])[metric]
         low = high = behind = None
         if counts[group] >= SMALLEST_GROUP:
             low, high = metrics.intervals(problem, logits[rows], labels[rows])[metric]
             behind = bool(high < whole[metric])
+        if rank >= MOST_GROUPS and not behind:
+            continue
         yield {
             "slice": f"{column} = {names[group]}",
             "examples": int(counts[group]),

@@ -32,6 +32,8 @@ def run(
     Raises LspError (exit 2) for a label that is none, or a page that is there and none of ours.
     """
     base = checkpoint.open(start).expect("classes")
+    if label and base.config.problem == "regression":
+        raise LspError("--label is for a classifier, and this model answers with a number.", hint="Leave it out.")
     if label and label not in base.labels:
         hint = f"The labels are: {', '.join(base.labels)}."
         raise LspError(f"--label {label}: no such label.{nearest(label, base.labels)}", hint=hint)
@@ -100,7 +102,7 @@ def render(found: dict[str, Any]) -> str:
                     line.append(shown if abs(share) < 0.1 else f"{shown}({word['weight']:+.2f})")
                 line.append(" ")
             sure = f" {row['probability']:.3f}" if "probability" in row else ""
-            out.print(Text(f"{row['label']}{sure}", "bold"), _sum(row))
+            out.print(Text(f"{row['label']}{sure}", "bold"), Text(_sum(row)))
             out.print(line, "\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.data import glue
@@ -15,7 +17,7 @@ from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import huggingface
 from lsp.model import cost
 from lsp.model.weightonly import dequantize
-from lsp.train import compare, labelled, memory
+from lsp.train import compare, labelled, memory, watch
 from lsp.train.classifier import Start, Trained, train
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
@@ -44,6 +46,8 @@ def run(
     if len(trials) == 1:
         recipe = trials[0].recipe
     inputs = files.digests() | {"from": _identity(start)}
+    if start == SCRATCH and tokenizer is not None:
+        inputs["tokenizer"] = hashlib.sha256(Tokenizer.load(tokenizer).model).hexdigest()
     if len(trials) > 1:
         # Short, for a person who is told of a difference; what they are is in the result.
         digest = hashlib.sha256("; ".join(str(trial.named()) for trial in trials).encode()).hexdigest()
@@ -78,16 +82,28 @@ def _choose(
     groups = [part for group in alike(trials) for part in _fitting(group, begin)]
     options = options._replace(budget=options.budget / len(groups))
     found: list[tuple[Trained, Path]] = []
+    lost: list[compare.Outcome] = []
     for number, group in enumerate(groups):
         place = path / "train" / f"{number:02d}" if len(groups) > 1 else path
         place.mkdir(parents=True, exist_ok=True)
         options.progress.say(f"training {_listed(group)} ({number + 1} of {len(groups)})")
-        found += [(each, place) for each in train(begin, files, group, place, Clock(options.budget), options)]
-    outcomes = [each.outcome for each, _ in found if each.outcome]
-    chosen, place = found[compare.best(outcomes, metric)]
+        try:
+            trained = train(begin, files, group, place, Clock(options.budget), options, compared=True)
+        except watch.Diverged as error:
+            lost += [compare.Outcome(trial, {}, np.zeros(0), error.step) for trial in group]
+            if len(lost) == len(trials):
+                raise
+        else:
+            found += [(each, place) for each in trained]
+    kept = [each.outcome for each, _ in found if each.outcome]
+    chosen, place = found[compare.best(kept, metric)]
     assert chosen.outcome is not None
+    outcomes = sorted([*kept, *lost], key=lambda outcome: trials.index(outcome.trial))
     if place != path:
         shutil.copyfile(place / "metrics.jsonl", path / "metrics.jsonl")
+        for events in path.glob("train/[0-9]*/tensorboard"):  # else they would go with what is not needed any more
+            (path / "tensorboard").mkdir(exist_ok=True)
+            events.rename(path / "tensorboard" / events.parent.name)
     for outcome in outcomes:
         if outcome.diverged:
             options.progress.warn(f"{_listed([outcome.trial])} diverged at step {outcome.diverged}")

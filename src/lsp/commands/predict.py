@@ -113,7 +113,8 @@ def _labels(model: _Classes, top: int) -> Any:
 def _words(base: checkpoint.Checkpoint, top: int) -> Any:
     guesser, params = MaskedWords(base.config, min(top, base.config.vocab_size)), jax.device_put(base.params)
 
-    def encode(text: str) -> np.ndarray:
+    def encode(text: str) -> tuple[np.ndarray, bool]:
+        """The tokens, and whether the text has more than the encoder takes."""
         parts = [part.rstrip() for part in text.split("[MASK]")]
         if len(parts) == 1:
             raise LspError(
@@ -122,11 +123,12 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
                 code=Exit.DATA,
             )
         pieces = itertools.chain.from_iterable([MASK, *ids] for ids in base.tokenizer.encode(parts))
-        return np.array([CLS, *itertools.islice(pieces, 1, None), SEP], np.int32)[: base.config.max_length]
+        tokens = np.array([CLS, *itertools.islice(pieces, 1, None), SEP], np.int32)
+        return tokens[: base.config.max_length], len(tokens) > base.config.max_length
 
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         for text in (" ".join(columns) for columns in texts):
-            tokens = encode(text)
+            tokens, cut = encode(text)
             ids, probabilities = guesser(params, tokens, np.flatnonzero(tokens == MASK))
             yield {
                 "guesses": [
@@ -137,7 +139,7 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
                     for row, ps in zip(ids, probabilities, strict=True)
                 ],
                 "text": text,
-            }
+            } | ({"truncated": True} if cut else {})
 
     return answer
 
@@ -152,7 +154,8 @@ def _tsv(row: Row) -> str:
     else:
         cells = [" | ".join(" ".join(f"{piece}:{p:.3f}" for piece, p in mask.items()) for mask in row["guesses"])]
     cells += [row["text"]] if isinstance(row["text"], str) else row["text"]
-    cells += [each if isinstance(each, str) else json.dumps(each) for each in row.get("columns", {}).values()]
+    others = row.get("columns", {}).values()
+    cells += [each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in others]
     return "\t".join(map(_cell, cells))
 
 

@@ -48,6 +48,7 @@ def run(
     files = {"dev": dev} if train is None else {"dev": dev, "train": train}
     inputs = {"from": directory.identity(directory.read(start))}
     inputs |= {name: text.digest([str(path)]) if path else "" for name, path in files.items()}
+    inputs |= labelled.spelt(columns)
     with directory.claim(
         out, command="compress quantize", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
     ) as held:

@@ -7,6 +7,7 @@ usual, JSONL has an object a line, and plain text, which has no labels, a text a
 import csv
 import itertools
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +89,7 @@ def read(
     ]
     own = [each for _, held in named for each in held]
     names = tuple(labels) if labels is not None else _names(path, own)
-    names += tuple(sorted({*own} - {*names})) if grow else ()
+    names += tuple(sorted({*own} - {*_places(names)})) if grow else ()
     indices = _indices(named, names)
     return Table(texts, indices if several else [index for (index,) in indices], names, groups)
 
@@ -160,12 +161,15 @@ def _table(
 
 def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled: bool) -> _Columns:
     """Finds the columns in the first row or object."""
+    if len(texts) > 2:
+        raise LspError(f"{len(texts)} --text-columns: an example is one text or a pair.", hint="Give two at most.")
     keyed = isinstance(head, Mapping)
     names = [str(name) for name in head]
     header = {name.strip().lower(): name for name in reversed(names)}
     usual = _usual_texts(header)
-    text_a_line = text.kind(path) == ".txt" or (len(names) == 1 and not keyed)
-    if text_a_line and not (texts or usual or labelled):
+    if text.kind(path) == ".txt" and not (texts or labelled):  # a text a line, whatever the first one is
+        return _Columns((0,), None, False, ("1",))
+    if len(names) == 1 and not (keyed or texts or usual or labelled or text.kind(path) == ".csv"):
         return _Columns((0,), None, False, ("1",))
     headed = keyed or bool(usual) or any(name and not name.isdigit() for name in (*texts, label))
     if labelled and not label and headed:
@@ -212,6 +216,8 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
     kind = text.kind(path)
     if kind == ".csv":
         return _csv(path, numbered)
+    if kind not in (".tsv", ".txt", ".csv") and (first[1].strip() == "[" or re.match(r"\s*\[\s*\{", first[1])):
+        raise _bad(f"{text.title(path)} begins with a list.", "Give a file with a JSON object a line: jq -c '.[]' FILE")
     if kind == ".jsonl" or (kind not in (".tsv", ".txt") and first[1].lstrip().startswith("{")):
         return text.records(path, numbered)
     if kind == ".txt":
@@ -263,6 +269,8 @@ def _label(value: Any, where: str) -> str:
 
 def _names(path: str, found: list[str]) -> tuple[str, ...]:
     counts = Counter(found)
+    if not counts:
+        raise _bad(f"{text.title(path)} holds no label at all.", "Name another --label-column.")
     if len(counts) == 1:
         raise _bad(
             f"{text.title(path)} holds one class only ({next(iter(counts))!r}, {len(found)} rows).",
@@ -273,12 +281,14 @@ def _names(path: str, found: list[str]) -> tuple[str, ...]:
             f"{text.title(path)} holds {len(counts)} different labels in {len(found)} rows; those are no classes.",
             "Name another --label-column.",
         )
-    numeric = all(name.lstrip("-").isdecimal() and name.isascii() for name in counts)
+    numeric = all(name.removeprefix("-").isdecimal() and name.isascii() for name in counts)
     return tuple(sorted(counts, key=int) if numeric else sorted(counts))
 
 
 def _several(value: Any) -> list[Any]:
     """The names in a cell: a list of a record's, or with commas between. None is no label at all."""
+    if value is None:
+        return []
     return value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()]
 
 
@@ -294,11 +304,17 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _indices(found: list[tuple[str, list[str]]], names: tuple[str, ...]) -> list[list[int]]:
-    """The places of names. Where no class is called by a number, a number is the place of a class."""
-    index = {name: number for number, name in enumerate(names)}
+def _places(names: tuple[str, ...]) -> dict[str, int]:
+    """The place of each class, by its name; where none is called by a number, by its number too."""
+    places = {name: number for number, name in enumerate(names)}
     if not any(name.isdecimal() for name in names):
-        index |= {str(number): number for number in range(len(names))}
+        places |= {str(number): number for number in range(len(names))}
+    return places
+
+
+def _indices(found: list[tuple[str, list[str]]], names: tuple[str, ...]) -> list[list[int]]:
+    """The places of what was found."""
+    index = _places(names)
     for where, held in found:
         for name in held:
             if name not in index:

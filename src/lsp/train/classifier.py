@@ -48,21 +48,29 @@ class Trained(NamedTuple):
 
 
 def train(
-    start: Start, files: labelled.Files, trials: Sequence[Trial], path: Path, clock: Clock, options: Options
+    start: Start,
+    files: labelled.Files,
+    trials: Sequence[Trial],
+    path: Path,
+    clock: Clock,
+    options: Options,
+    compared: bool = False,
 ) -> list[Trained]:
     """A classifier for each trial, in one program: they differ in seed and learning rate alone. Steps and metrics on
-    the way go to `path`. Raises LspError (exit 2 or 3, and as `loop.fit`)."""
-    privacy.check(trials[0].recipe, len(trials) > 1)
+    the way go to `path`. If they are to be `compared`, with each other or with those of other programs, each has an
+    outcome. Raises LspError (exit 2 or 3, and as `loop.fit`)."""
+    privacy.check(trials[0].recipe, compared)
     shared = _Shared(start, files, trials[0].recipe, options.progress)
     plan = shared.plan(trials, clock, path)
     with trackers.opened(options.track, path, options.progress) as followers:
         fitted = fit(plan, path, options.progress, followers)
     if plan.variants:
-        return [shared.measured(trial, fitted, number) for number, trial in enumerate(trials)]
+        return [shared.variant(trial, fitted, number) for number, trial in enumerate(trials)]
     made = fitted.summary()
     if plan.objective.private:
         made |= privacy.report(trials[0].recipe, len(shared.sets.train), fitted.step)
-    return [shared.finished(fitted.params, made)]
+    done = shared.finished(fitted.params, made)
+    return [shared.judged(trials[0], done) if compared else done]
 
 
 class _Shared:
@@ -121,13 +129,16 @@ class _Shared:
             made = made | {"metrics": self.classifier.score(model.params, self.sets.dev).metrics} | found
         return Trained(model, made | self._remembered(model))
 
-    def measured(self, trial: Trial, fitted: Fitted, number: int) -> Trained:
+    def variant(self, trial: Trial, fitted: Fitted, number: int) -> Trained:
         """The same of one of several variants, measured by itself."""
         made, reached = fitted.summary(), int(fitted.reached[number])
-        done = self.finished(at(fitted.params, number), made)
+        diverged = reached + 1 if reached < made["step"] else None
+        return self.judged(trial, self.finished(at(fitted.params, number), made), diverged)
+
+    def judged(self, trial: Trial, done: Trained, diverged: int | None = None) -> Trained:
+        """A finished classifier with its outcome."""
         scores, labels = self.classifier.score(done.model.params, self.sets.dev), self.sets.dev.labels
         good = compare.goodness(self.config.problem, scores.logits, labels)
-        diverged = reached + 1 if reached < made["step"] else None
         outcome = compare.Outcome(trial, scores.metrics, good, diverged)
         return done._replace(made=done.made | {"metrics": scores.metrics}, outcome=outcome)
 

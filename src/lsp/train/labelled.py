@@ -37,9 +37,15 @@ class Files(NamedTuple):
     old_dev: Path | None = None  # and to measure on
 
     def digests(self) -> dict[str, str]:
-        """What the files held when a run began."""
+        """What the files held when a run began, and what of them was to be read."""
         given = {"train": self.train, "dev": self.dev, "old": self.old, "old_dev": self.old_dev}
-        return {name: text.digest([str(path)]) for name, path in given.items() if path}
+        found = {name: text.digest([str(path)]) for name, path in given.items() if path} | spelt(self.columns)
+        return found | ({"classes": ",".join(self.names)} if self.names else {})
+
+
+def spelt(columns: Columns) -> dict[str, str]:
+    """The columns among the inputs of a run; nothing where the usual ones are meant."""
+    return {"columns": f"{'+'.join(columns[0])}→{columns[1]}"} if columns != ((), "") else {}
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Readi
 def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
     """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
     table, balance = read_table(files.train, files.columns, files.names, how), None
+    how = how._replace(grow=False)  # new classes are those that there are examples of to train on
     if files.old and replay:
         before = read_table(files.old, files.columns, files.names, how)
         apart = 0.0 if files.old_dev else incremental.APART
@@ -97,7 +104,9 @@ def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, se
     if examples.cut:
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
     dev = read(files.dev, files.columns, table.names, how)
-    if files.old_dev and files.old and replay:
+    if dev.cut:
+        progress.warn(f"{dev.cut} of {len(dev)} dev examples are cut to {how.length} tokens; lsp evaluate reads more")
+    if files.old_dev:
         balance = Examples.joined([dev, read(files.old_dev, files.columns, table.names, how)])
     return Sets(examples, dev, table.names, balance)
 

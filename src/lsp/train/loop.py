@@ -196,7 +196,7 @@ class _Loop:
         if bad is None:
             return False
         if self.plan.variants:
-            raise watch.diverged(f"step {bad.step + 1}: the loss of every variant is not finite.", "", "")
+            raise watch.Diverged(bad.step + 1, "the loss of every variant is not finite")
         plan = replace(self.plan, train=replace(train, remat=self.step.policies[0]))  # what the step ran with
         private = self.plan.objective.private  # a box would keep its texts
         box = "" if private else blackbox.write(self.path, bad, self.state.params, plan, self.progress.warn)

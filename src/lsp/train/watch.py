@@ -110,25 +110,26 @@ def answer(
 ) -> "TrainState":
     """The state from which the run goes on after a refused step; `box` is where the step can be replayed from.
 
-    `restore` gives the newest saved state. Raises LspError (exit 6): with `stop` when loss or gradient is not finite,
+    `restore` gives the newest saved state. Raises Diverged: with `stop` when loss or gradient is not finite,
     with `skip` at the 13th step in 128, with `rewind` at the fourth.
     """
     step, recent = refused.step, jax.device_get(state.recent)
-    said = f"step {step + 1}: {_described(refused, recent)}"
+    found = _described(refused, recent)
+    said = f"step {step + 1}: {found}"
     if on_divergence == "stop":
         if not refused.finite():
-            raise diverged(said, "The update was not made.", box)
+            raise Diverged(step + 1, found, "The update was not made.", box)
         warn(f"{said}; going on, and no further spike is reported. {box}")
         return _moved(state, step, recent._replace(warned=np.bool_(True)))
     if on_divergence == "skip":
         oldest = int(recent.skips.min())
         if step - oldest < WINDOW:
-            raise diverged(said, f"{SKIPS} of the last {WINDOW} steps were skipped already.", box)
+            raise Diverged(step + 1, found, f"{SKIPS} of the last {WINDOW} steps were skipped already.", box)
         skips = np.where(np.arange(SKIPS) == recent.skips.argmin(), np.int32(step), recent.skips)
         warn(f"{said}; the step is skipped. {box}")
         return _moved(state, step + 1, recent._replace(skips=skips, skipped=recent.skipped + np.int32(1)))
     if recent.rewinds >= REWINDS:
-        raise diverged(said, f"The run went back {REWINDS} times already.", box)
+        raise Diverged(step + 1, found, f"The run went back {REWINDS} times already.", box)
     for leaf in jax.tree.leaves(state):
         leaf.delete()  # two states may not fit into memory
     state = restore()
@@ -138,9 +139,14 @@ def answer(
     return _moved(state, step + 1, old._replace(skipped=old.skipped + lost, rewinds=recent.rewinds + np.int32(1)))
 
 
-def diverged(said: str, more: str, box: str) -> LspError:
-    hint = "Lower train.learning_rate or lengthen train.warmup, then run again with --overwrite."
-    return LspError(f"Training diverged at {said}. {more}", hint=f"{hint} {box}".rstrip(), code=Exit.DIVERGED)
+class Diverged(LspError):
+    """Training that came to nothing at the step with the number `step`, from 1 (exit 6)."""
+
+    def __init__(self, step: int, said: str, more: str = "", box: str = "") -> None:
+        hint = "Lower train.learning_rate or lengthen train.warmup, then run again with --overwrite."
+        message = f"Training diverged at step {step}: {said}. {more}".rstrip()
+        super().__init__(message, hint=f"{hint} {box}".rstrip(), code=Exit.DIVERGED)
+        self.step = step
 
 
 def _described(refused: Refused, recent: Recent) -> str:

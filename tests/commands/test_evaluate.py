@@ -1,0 +1,31 @@
+"""What `lsp evaluate` writes and says beside its metrics."""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from lsp.commands import evaluate
+
+
+def test_a_small_group_that_falls_behind_is_named_however_many_there_are() -> None:
+    cells = [f"g{n:02d}" for n in range(60) for _ in range(40 if n < 59 else 31)]
+    labels = np.zeros(len(cells), np.int32)
+    logits = np.tile(np.float32([2, 0]), (len(cells), 1))
+    logits[-31:] = [0, 2]
+    rows = list(evaluate._sliced("group", cells, "single_label", logits, labels))
+    assert len(rows) == evaluate.MOST_GROUPS + 1
+    assert [row["slice"] for row in rows if row["behind"]] == ["group = g59"]
+
+
+def test_errors_may_go_into_a_pipe(tmp_path: Path) -> None:
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    evaluate.put(pipe, "a line\n")
+    reader.join(10)
+    assert read == ["a line\n"] and pipe.is_fifo()
+    evaluate.put(tmp_path / "file", "another\n")
+    assert (tmp_path / "file").read_text() == "another\n"
