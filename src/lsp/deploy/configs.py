@@ -138,7 +138,7 @@ def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple
         raise _not_theirs("it is a BiLSTM")
     if any((layer.heads, layer.head_size, layer.feedforward) != (one.heads, one.head_size, one.feedforward)
            for layer in config.layers) or one.heads * one.head_size != config.width:  # fmt: skip
-        raise _not_theirs("its layers differ in shape, as pruning makes them")
+        raise _not_theirs("its layers differ in shape, or from its width, as pruning makes them")
     bert = DISTILBERT if config.pooler_activation == "relu" else BERT
     family = MODERNBERT if config.preset == "modern" else bert
     keys = KEYS[family.model_type]
