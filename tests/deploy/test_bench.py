@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsp import Exit, checkpoint, cli, manifest, timing
+from lsp import Exit, LspError, checkpoint, cli, manifest, timing
 from lsp.arrays import stored_bytes
 from lsp.commands import bench as verb
 from lsp.data.examples import TOKENS_AT_ONCE, Examples, alone, sorted_by_length
@@ -200,6 +200,9 @@ def test_two_are_timed_in_a_process_of_their_own(
     monkeypatch.chdir(tmp_path)
     found = apart.speedup(run, run, apart.Texts(str(data), (("text",), "label"), 16, 30))
     assert 0.05 < found < 20, "a model beside itself"
+    with pytest.raises(LspError, match="ended with") as ended:
+        apart.speedup(tmp_path / "nowhere", run, apart.Texts(str(data), (("text",), "label"), 16, 30))
+    assert ended.value.code == Exit.MACHINE
 
 
 def test_an_int8_run_is_timed_beside_its_float32_self(

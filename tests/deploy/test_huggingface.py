@@ -228,6 +228,14 @@ def test_a_config_that_is_no_encoder_of_ours_is_refused(folder: Path, key: str, 
     refused(folder, says)
 
 
+def test_two_classes_have_two_names(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(GOLDEN / "bert-classes", tmp_path / "bert"))
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = dict.fromkeys(config["id2label"], "yes")
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, "one name for two classes")
+
+
 def test_files_that_are_none_are_refused(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     for spoilt in (b"", weights[:100], weights[:-1], (2**62).to_bytes(8, "little") + weights[8:], b"\0" * 64):

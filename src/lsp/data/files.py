@@ -161,6 +161,8 @@ def spooled(paths: Sequence[str], directory: Path) -> Iterator[list[str]]:
 def opened(path: str) -> Iterator[Any]:
     """The stored bytes of a file, buffered, at their beginning. Raises LspError (exit 3) when it can't be read."""
     if path == STDIN:
+        if sys.stdin is None:
+            raise LspError("Standard input is closed.", hint="Name a file, or pipe one in.", code=Exit.DATA)
         yield sys.stdin.buffer
         return
     try:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from lsp import checkpoint, timing
+from lsp import Exit, LspError, checkpoint, timing
 from lsp.allocator import keep_freed_memory
 from lsp.data.tasks import Table
 from lsp.deploy import bench
@@ -27,10 +27,18 @@ class Texts(NamedTuple):
 
 
 def speedup(run: Path, base: Path, texts: Texts) -> float:
-    """How many times as fast as `base` a run is, with the texts as each is used with them."""
+    """How many times as fast as `base` a run is, with the texts as each is used with them. Raises LspError (exit 5)
+    where the machine ends that process."""
     line = [sys.executable, "-P", "-m", __name__, str(run), str(base), json.dumps(texts)]
     # A session of its own: a signal is for the caller, who ends it.
-    return float(subprocess.run(line, stdout=subprocess.PIPE, check=True, start_new_session=True).stdout)
+    done = subprocess.run(line, stdout=subprocess.PIPE, start_new_session=True)
+    if done.returncode:
+        raise LspError(
+            f"The process that times {run.name} ended with {done.returncode}.",
+            hint="If the machine is out of memory, stop what else runs there; then run the command again.",
+            code=Exit.MACHINE,
+        )
+    return float(done.stdout)
 
 
 def main(run: str, base: str, given: str) -> None:

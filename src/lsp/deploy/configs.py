@@ -128,6 +128,8 @@ def labels(table: Table) -> tuple[str, ...]:
     ordered = tuple(names[str(index)] for index in range(len(names)))
     if not all(isinstance(name, str) for name in ordered):
         raise table.wrong("id2label has a name that is no text")
+    if len({*ordered}) < len(ordered):
+        raise table.wrong("id2label has one name for two classes")
     return ordered
 
 
