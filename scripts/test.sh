@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything CI checks. Arguments go to pytest: bash scripts/test.sh tests/test_cli.py
-# Left out are the tests marked slow, of lost processes and of a benchmark: bash scripts/test.sh -m slow
+# Left out are the tests marked slow, of lost processes, moved runs and a search: bash scripts/test.sh -m slow
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh --dev

@@ -77,6 +77,7 @@ def test_two_processes_train_as_one_with_two_devices_and_stop_together(text: Pat
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_moves_from_one_device_to_four_to_two_goes_down_the_same_curve(text: Path, tmp_path: Path):
     for devices, lines in ((1, 12), (4, 30)):
         process = start(text, tmp_path / "moved", 60, [], devices)
