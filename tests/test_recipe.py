@@ -110,7 +110,8 @@ def test_every_key_is_explained(stage: type) -> None:
 def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes: list[str], said: str) -> None:
     with pytest.raises(LspError, match=said):
         recipe.load(recipe.Prune, None, changes).check()
-    recipe.load(recipe.Prune, None, [*changes, "prune.what=structure"]).check()
+    if "prune." not in changes[0]:
+        recipe.load(recipe.Prune, None, [*changes, "prune.what=structure"]).check()
 
 
 @pytest.mark.parametrize(
