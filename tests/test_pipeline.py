@@ -222,7 +222,7 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
         return Tried(trial.int8, None, False, lost[trial.int8 == "dynamic"], 2.0, 9, trial.int8)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(most, 1.5), AGAIN))
+    found = list(search._searched(trial, Goal(most, 1.5)))
     assert trial.int8 == taken
     assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > min(0.5, most))
 
@@ -241,7 +241,7 @@ def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
         return Tried(str(asked[-1]), shape, trained, 9.0 - 9.0 * trained, 2.0 if shape else 1.0, 9)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(1.0, 2.0), AGAIN))
+    found = list(search._searched(trial, Goal(1.0, 2.0)))
     assert asked == [(0, False), (2, False), (1, False), (2, True), (1, True)]
     assert [one.run for one in found] == [str(each) for each in asked if each != (2, True)]
 

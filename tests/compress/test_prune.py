@@ -124,12 +124,16 @@ def test_a_pruned_model_keeps_its_zeros_and_biases_are_free(params: dict) -> Non
 def test_zeros_of_a_sparse_model_outlive_training_that_does_not_prune(params: dict) -> None:
     kernel = params["layers"][0]["attention"]["qkv"]["kernel"]
     params["layers"][0]["attention"]["qkv"]["kernel"] = kernel.at[:8].set(0.0)
-    last = train(params, optimizer.make(recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.held()), 4)[-1]
+    last = train(params, optimizer.make(recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.keep_zeros()), 4)[
+        -1
+    ]
     for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(last), strict=True):
         matrix = path[0].key == "layers" and path[-1].key == "kernel"
         np.testing.assert_array_equal(after != 0, before != 0 if matrix else True, str(path))
-    assert prune.holding({"compression": [{"stage": "quantize"}]}) is None
-    assert prune.holding({"compression": [{"stage": "prune", "sparsity": 0.9}, {"stage": "quantize"}]})
+    sparse = {"stage": "prune", "sparsity": 0.9}
+    for stages, expected in (([], False), ([sparse], True), ([sparse, {"stage": "quantize"}], True)):
+        assert prune.pruned({"compression": stages}) == expected
+        assert not prune.pruned({"compression": [*stages, {"stage": "distill"}]}), "a student has weights of its own"
 
 
 def test_donating_the_state_leaves_the_callers_arrays_alone(params: dict) -> None:

@@ -83,9 +83,12 @@ def need_examples(plan: recipe.Quantization, train: Path | None, dev: Path | Non
     if plan.calibrates and train is None:
         what = "to train on" if plan.method == "trained" else "to calibrate with"
         raise LspError(f"[quantize] asks for examples {what}.", hint="Add --train FILE, as in lsp finetune.")
-    if dev is None and (plan.max_drop >= 0 or plan.method == "trained" or plan.sensitivity):
-        trained = "--method trained" if plan.method == "trained" else "quantize.sensitivity"
-        option = "--max-drop" if plan.max_drop >= 0 else trained
+    measured = {
+        "--max-drop": plan.max_drop >= 0,
+        "--method trained": plan.method == "trained",
+        "quantize.sensitivity": plan.sensitivity,
+    }
+    if dev is None and (option := next((option for option, asked in measured.items() if asked), "")):
         raise LspError(f"{option} has nothing to measure with.", hint="Add --dev FILE, labelled examples.")
 
 

@@ -97,6 +97,8 @@ def _sliced(
     whole = metrics.measured(problem, logits, labels)
     metric = next(iter(whole))  # the one that people ask for first
     for rank, group in enumerate(np.argsort(-counts, kind="stable")):
+        if rank >= MOST_GROUPS and counts[group] < SMALLEST_GROUP:
+            break
         rows = place == group
         value = metrics.measured(problem, logits[rows], labels[rows])[metric]
         low = high = behind = None

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lsp import checkpoint, directory
-from lsp.compress.prune import sparsity
+from lsp.compress.prune import pruned
 from lsp.deploy import huggingface, onnx, parity, stablehlo
 from lsp.deploy.card import card
 from lsp.model.weightonly import any_quantized
 
 README = "README.md"
-FEW = 0.01  # zeros among the weights of a model that nothing was pruned of, at most
 Made = tuple[list[str], dict[str, Any]]  # the names of the files, and what a comparison with the run found
 
 
@@ -48,7 +47,7 @@ def run(
 
 
 def _to_huggingface(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
-    if any_quantized(base.params) or sparsity(base.params) > FEW:
+    if any_quantized(base.params) or pruned(base.manifest):
         progress.warn("what was compressed is written as float32: that format holds nothing smaller")
     files = [*huggingface.write(_model(base), out), README]
     directory.write_atomically(out / README, card(base.manifest, base.path.name))

@@ -102,8 +102,7 @@ def _choose(
     if place != path:
         shutil.copyfile(place / "metrics.jsonl", path / "metrics.jsonl")
         for events in path.glob("train/[0-9]*/tensorboard"):  # else they would go with what is not needed any more
-            (path / "tensorboard").mkdir(exist_ok=True)
-            events.rename(path / "tensorboard" / events.parent.name)
+            shutil.copytree(events, path / "tensorboard" / events.parent.name, dirs_exist_ok=True)
     for outcome in outcomes:
         if outcome.diverged:
             options.progress.warn(f"{_listed([outcome.trial])} diverged at step {outcome.diverged}")

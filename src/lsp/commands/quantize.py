@@ -9,7 +9,7 @@ import jax
 from lsp import LspError, checkpoint, console, directory
 from lsp import recipe as recipes
 from lsp.compress import calibrate, calibrated, measure, sensitivity, trained
-from lsp.compress.prune import holding
+from lsp.compress.prune import keep_zeros, pruned
 from lsp.compress.quantize import Tree, quantizable, quantize
 from lsp.compress.teacher import answers
 from lsp.data import text
@@ -131,7 +131,9 @@ def learnt(
     sets.train.wanted = answers(base, sets.train, progress)
     objective = trained.objective(config.problem, recipe.quantize.hard)
     plan = labelled.plan(config, floats, objective, sets, recipe, Clock(0))
-    fitted = fit(dataclasses.replace(plan, transform=holding(base.manifest)), path, progress)
+    if pruned(base.manifest):
+        plan = dataclasses.replace(plan, transform=keep_zeros())
+    fitted = fit(plan, path, progress)
     return Made(quantize(fitted.params), fitted.params, fitted.summary())
 
 

@@ -46,7 +46,7 @@ def run(
         base = checkpoint.open(start).expect("classes")
         files = files._replace(names=base.labels)
         trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
-        tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal, options))
+        tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal))
         taken = search.best(tried, goal)
         front = search.front(tried)
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
@@ -95,7 +95,7 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
         )
 
 
-def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
+def _searched(trial: "_Trial", goal: Goal) -> Any:
     """Chains, the cheap ones first: int8 alone, of the kind that suits the model; for each speed that the structure
     needs each depth without training, and of those that are fast and small enough the most accurate with training,
     until the goal is met or the time is up."""
@@ -117,26 +117,17 @@ def _searched(trial: "_Trial", goal: Goal, options: Options) -> Any:
         for shape in search.shapes(len(trial.base.config.layers), speedup):
             if trial.over():
                 return
-            try:
-                free.append(trial.tried(shape, trained=False))
-            except LspError as refused:
-                if refused.code != Exit.NO:
-                    raise
-                options.progress.say(f"{shape.depth} layers can't be {speedup:g} times as fast")
-                continue
-            yield free[-1]
+            if found := trial.reached(shape, trained=False):
+                free.append(found)
+                yield found
         for each in search.promising(free, goal):
             if trial.over(last):
                 return
             began = time.monotonic()
-            try:
-                found = trial.tried(each.shape, trained=True)
-            except LspError as refused:
-                if refused.code != Exit.NO:
-                    raise
-                options.progress.say(refused.message)
-                continue
+            found = trial.reached(each.shape, trained=True)
             last = time.monotonic() - began
+            if found is None:
+                continue
             yield found
             if not goal.missed(found) and (goal.speedup or goal.size):
                 return
@@ -181,6 +172,16 @@ class _Trial:
         chain, train = self.recipe.chain, self.recipe.train
         whole = self.base.config.preset == "bilstm"  # which has no heads and units to remove
         return self.tried(None if whole else Shape(chain.depth, chain.speedup), bool(train.epochs or train.steps))
+
+    def reached(self, shape: Shape | None, trained: bool) -> Tried | None:
+        """The same as `tried`, or None where a structure can't be as fast as it is to be, which is said."""
+        try:
+            return self.tried(shape, trained)
+        except LspError as refused:
+            if refused.code != Exit.NO:
+                raise
+            self.options.progress.say(refused.message)
+            return None
 
     def tried(self, shape: Shape | None, trained: bool) -> Tried:
         """One chain, made and measured."""

@@ -13,6 +13,7 @@ from lsp import recipe as recipes
 from lsp.checkpoint import Model
 from lsp.compress import latency, structure, width
 from lsp.compress.depth import with_layers
+from lsp.compress.prune import pruned
 from lsp.compress.quantize import limited, nearest, quantize
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.refit import refit
@@ -60,7 +61,8 @@ def run(
         )
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: asked.sample]
         whole = stage.config, stage.floats(base.params)
-        (config, params), layers = _smaller(whole, sets.train, rows, wish, held.path / RECORD, options.progress)
+        sparse = pruned(base.manifest)
+        (config, params), layers = _smaller(whole, sparse, sets.train, rows, wish, held.path / RECORD, options.progress)
         classifier = Classifier(config)
         untrained = classifier.score(stage.formed(params, layers), sets.dev)
         made: dict[str, Any] = {"step": 0, "untrained": untrained.metrics}
@@ -76,7 +78,13 @@ def run(
 
 
 def _smaller(
-    whole: structure.Model, examples: Examples, rows: np.ndarray, wish: structure.Wish, record: Path, progress: Any
+    whole: structure.Model,
+    sparse: bool,
+    examples: Examples,
+    rows: np.ndarray,
+    wish: structure.Wish,
+    record: Path,
+    progress: Any,
 ) -> tuple[structure.Model, list[int]]:
     """The model without what was chosen, now or by the run that goes on, and the rest of it fitted; and which layers
     those are."""
@@ -93,7 +101,7 @@ def _smaller(
     progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config, shallow[0].width)}")
     if config != shallow[0]:
         with progress.task("fitting what stays", 2 * len(config.layers)) as task:
-            params = refit(shallow, (config, params), batches, task.update, stream)
+            params = refit(shallow, (config, params), batches, task.update, stream, sparse)
     return (config, params), chosen.layers
 
 

@@ -182,7 +182,7 @@ def gradual(recipe: recipes.Pruning, steps: int) -> optax.GradientTransformation
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def held() -> optax.GradientTransformationExtraArgs:
+def keep_zeros() -> optax.GradientTransformationExtraArgs:
     """Zeros of the prunable weights stay, and no others come: for training that is not to prune, of a sparse model."""
 
     def init(params: Tree) -> Tree:
@@ -197,9 +197,12 @@ def held() -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def holding(manifest: dict[str, Any]) -> optax.GradientTransformationExtraArgs | None:
-    """`held` for a run of which weights were pruned, as its manifest says."""
-    return held() if any(stage.get("sparsity") for stage in manifest["compression"]) else None
+def pruned(manifest: dict[str, Any]) -> bool:
+    """Whether weights of a run were pruned, as its manifest says; those of a teacher are no more in its student."""
+    sparse = False
+    for stage in manifest["compression"]:
+        sparse = stage["stage"] != "distill" and (sparse or bool(stage.get("sparsity")))
+    return sparse
 
 
 def _fits(pattern: Pattern, params: Tree) -> None:

@@ -15,7 +15,7 @@ from lsp import recipe as recipes
 from lsp.checkpoint import Checkpoint, Model
 from lsp.compress import measure
 from lsp.compress.distill import match_teacher
-from lsp.compress.prune import holding
+from lsp.compress.prune import keep_zeros, pruned
 from lsp.compress.quantize import nearest, quantize
 from lsp.model.config import ModelConfig
 from lsp.model.int8 import present
@@ -119,7 +119,9 @@ class Stage(NamedTuple):
         it is None, weights that were pruned stay so. Raises as `loop.fit`."""
         objective = Objective(match_teacher(TEMPERATURE, self.recipe.prune.hard, config.problem))
         plan = labelled.plan(config, params, objective, self.sets, self.recipe, self.clock)
-        plan = replace(plan, transform=transform or holding(self.base.manifest))
+        if transform is None and pruned(self.base.manifest):
+            transform = keep_zeros()
+        plan = replace(plan, transform=transform)
         with trackers.opened(self.options.track, self.held.path, self.options.progress) as followers:
             return fit(plan, self.held.path, self.options.progress, followers)
 

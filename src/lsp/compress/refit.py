@@ -26,7 +26,6 @@ from lsp.model.encoder import EncoderLayer, Turn, graphdef
 Tree = Any
 # Added to the mean square of each value of a block, as a share of their mean: the solution stays near what was there.
 DAMPING = 1e-2
-DENSE = 0.8  # a matrix with more weights than that was not pruned; rounding to int8 makes some zeros too
 
 
 class Half(NamedTuple):
@@ -61,10 +60,11 @@ def refit(
     batches: Sequence[Batch],
     task: Callable[[int], None],
     stream: np.ndarray | None = None,
+    sparse: bool = False,
 ) -> Tree:
     """The parameters of `small`, made of `whole` by taking out heads and units, and all channels but `stream`, int [K],
     where that is given; with the matrices behind heads and units fitted to `whole` on `batches` (one example a row;
-    padding counts nothing). `task` hears how many blocks are done."""
+    padding counts nothing). Zeros of `sparse` matrices stay. `task` hears how many blocks are done."""
     params, structures = small[1], [graphdef(config) for config, _ in (whole, small)]
     channels = np.arange(whole[0].width) if stream is None else stream
     wholes, smalls = (
@@ -81,7 +81,7 @@ def refit(
             interrupt.check()
             *sums, wholes[place] = equations(whole[1], params, wholes[place], smalls[place], batch)
             gram, answer = gram + np.asarray(sums[0], np.float64), answer + np.asarray(sums[1], np.float64)
-        params = changed(params, block, gram, answer)
+        params = changed(params, block, gram, answer, sparse)
         smalls = [ahead(params, x_BTD, batch) for x_BTD, batch in zip(smalls, batches, strict=True)]
         task(done)
     return params
@@ -115,14 +115,16 @@ def lacking(
     return equations
 
 
-def changed(params: Tree, at: Block, gram: np.ndarray, answer: np.ndarray) -> Tree:
+def changed(params: Tree, at: Block, gram: np.ndarray, answer: np.ndarray, sparse: bool) -> Tree:
     """`params` with the matrix that a block's parts leave through, and its bias where it has one, as the normal
-    equations ask. A matrix that is sparse stays so: zeros stay where they are."""
+    equations ask; zeros of a `sparse` one stay."""
     number, name = at
     layer = params["layers"][number]
     linear = layer[name][EXIT[name]]
     kernel = np.asarray(linear["kernel"])
-    there = np.concatenate([kernel != 0, np.ones((len(gram) - len(kernel), kernel.shape[1]), bool)])
+    there = np.ones(answer.shape, bool)
+    if sparse:
+        there[: len(kernel)] = kernel != 0
     change = solved(gram, answer, there).astype(np.float32)
     new = {"kernel": kernel + change[: len(kernel)]}
     if "bias" in linear:
@@ -134,7 +136,7 @@ def changed(params: Tree, at: Block, gram: np.ndarray, answer: np.ndarray) -> Tr
 def solved(gram: np.ndarray, answer: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The change [M, K] that the damped normal equations ask for, float64: 0 where not `there`, bool [M, K]."""
     damped = gram + np.diag(np.full(len(gram), DAMPING * np.diag(gram).mean()))
-    if there.mean() > DENSE:
+    if there.all():
         return np.linalg.solve(damped, answer)
     change = np.zeros_like(answer)
     for column in range(answer.shape[1]):
