@@ -140,6 +140,10 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
         (["pretrain", "--data", "."], "error: Missing option '--out'.\nfix: lsp pretrain -h"),
         (["finetune", "--from"], "error: Option '--from' requires an argument.\n"),
         (
+            ["export", "--from", ".", "--out", "x", "--format", "onx"],
+            "error: --format onx is not one of huggingface, onnx, stablehlo. Did you mean 'onnx'?\nfix: lsp export -h",
+        ),
+        (
             ["evaluate", "--from", ".", "--data", ".", "--min", "accuracy"],
             "error: --min accuracy is not METRIC=VALUE.\n",
         ),

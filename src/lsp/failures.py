@@ -66,6 +66,9 @@ def explain_usage(error: typer.TyperException) -> LspError:
         nested = ["compress quantize", "compress prune", "compress distill", "compress search", "data peek"]
         meant = next((name for name in nested if name.endswith(f" {match[1]}")), f"compress {match[1]}")
         message += nearest(meant, nested) if asked == "lsp" else ""
+    elif match := re.match(r"Invalid value for '(.+?)': (?:Value error, )?'(.*?)' is not one of (.+)\.$", message):
+        option, value, names = match[1], match[2], re.findall(r"'(.+?)'", match[3])
+        message = f"{option} {value} is not one of {', '.join(names)}.{nearest(value, names)}"
     hint = f"{asked or 'The command with'} -h shows an example and every option."
     return LspError(message.replace("?.", "?"), hint=hint)
 
