@@ -291,6 +291,8 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     made = search.run(road / "classifier", tmp_path / "best", asked, files, Goal(5.0, 2.5), AGAIN, STAGES)
     assert made["after"]["speedup"] >= 2.5 and made["after"]["points_lost"] <= 5
     assert made["bytes"] < made["before"]["bytes"]
+    taken = next(row for row in json.loads((tmp_path / "best" / "pareto.json").read_text()) if row["taken"])
+    assert made["bytes"] == taken["bytes"], "what was judged by its size is what is sealed"
     assert made["paired"]["points_lost"] == pytest.approx(made["after"]["points_lost"])
     tried = json.loads((tmp_path / "best" / "pareto.json").read_text())
     assert len(tried) == made["tried"] and [row["taken"] for row in tried].count(True) == 1

@@ -108,7 +108,7 @@ class Model(NamedTuple):
 
 def finish(
     run: directory.Run,
-    model: Model,
+    model: Model | Checkpoint,
     *,
     stage: str,
     step: int,
@@ -117,13 +117,20 @@ def finish(
     compression: Sequence[dict[str, Any]] = (),
     parents: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Writes the finished model, seals the run and removes its steps. Returns what `--json` prints.
+    """Writes the finished model, seals the run and removes its steps. Returns what `--json` prints. A model that is a
+    run already, a `Checkpoint`, is copied byte for byte.
 
     That is command, out, status, step and metrics, then `result`, then parameters and bytes.
     Killed anywhere, the run is either still to be continued from its steps, or complete.
     """
-    layout = save_params(run.path / "params", model.params)
-    model.tokenizer.save(run.path / "tokenizer")
+    if isinstance(model, Checkpoint):
+        for name in ("params", "tokenizer"):
+            shutil.rmtree(run.path / name, ignore_errors=True)
+            shutil.copytree(model.path / name, run.path / name)
+        layout = model.manifest["format"]
+    else:
+        layout = save_params(run.path / "params", model.params)
+        model.tokenizer.save(run.path / "tokenizer")
     size = {"parameters": count(model.params), "bytes": _used(run.path)}
     if "after" in result:  # a compress stage compares itself with what it came from
         result = result | {"after": size | result["after"]}

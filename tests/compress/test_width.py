@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lsp.compress import refit as refits
 from lsp.compress import width
 from lsp.compress.refit import refit
 from lsp.data.examples import Examples
@@ -76,13 +77,19 @@ def test_copies_that_nothing_reads_are_what_goes_and_answers_stay(
 
 
 def test_what_stays_makes_up_for_what_goes_as_least_squares_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(width, "DAMPING", 0.0)
+    monkeypatch.setattr(refits, "DAMPING", 0.0)
     random = np.random.default_rng(0)
     x_MD, w_DN = random.standard_normal((500, 6)) @ random.standard_normal((6, 6)), random.standard_normal((6, 3))
     stays = np.array([0, 2, 3, 5])
     made = width._without(w_DN, stays, x_MD.T @ x_MD)
     expected = np.linalg.lstsq(x_MD[:, stays], x_MD @ w_DN, rcond=None)[0]
     np.testing.assert_allclose(made[stays], expected, rtol=1e-4, atol=1e-5)
+    w_DN[[2, 5], [0, 1]] = 0.0
+    sparse = width._without(w_DN, stays, x_MD.T @ x_MD, sparse=True)
+    for column, rows in enumerate(([0, 3, 5], [0, 2, 3], [0, 2, 3, 5])):
+        expected = np.linalg.lstsq(x_MD[:, rows], x_MD @ w_DN[:, column], rcond=None)[0]
+        np.testing.assert_allclose(sparse[rows, column], expected, rtol=1e-4, atol=1e-5)
+    assert sparse[2, 0] == sparse[5, 1] == 0.0
 
 
 @pytest.mark.parametrize("biased", [True, False])

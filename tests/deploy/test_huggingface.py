@@ -16,6 +16,7 @@ from lsp import Exit, LspError
 from lsp.checkpoint import Model
 from lsp.data.examples import Examples
 from lsp.data.tasks import Table
+from lsp.data.tokenizer import train
 from lsp.deploy import configs, huggingface
 from lsp.deploy.pieces import converted
 from lsp.model.config import Layer, ModelConfig
@@ -128,6 +129,15 @@ def test_a_second_text_has_the_second_type_where_a_model_has_two() -> None:
     assert after.type_ids == examples.batch(np.array([0]), 1)["types"][0, : len(after.ids)].tolist()
     bert = huggingface.read(GOLDEN / "bert-classes").model.tokenizer
     assert converted(bert, 2) is bert
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_special_pieces_and_bytes_that_somebody_has_typed_are_cut_as_any_text(kind: str) -> None:
+    typed = ["a [SEP] b", "[PAD][MASK]", "x[CLS]y", "[[UNK]]", "<0x41> <0x0A>", "<<0x41>", "[sep] [SE <0x4"]
+    words = train([*["the cat sat on the mat"] * 20, *typed] * 5, vocab_size=285, kind=kind, lowercase=False, seed=0)
+    same = converted(words, 1)
+    for text in typed:
+        assert list(same.encode([text])[0]) == list(words.encode([text])[0]), text
 
 
 def test_no_text_becomes_a_special_piece() -> None:

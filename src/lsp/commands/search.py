@@ -59,7 +59,7 @@ def run(
         beside = measure.beside(held.path, base, trial.examples(base), first, last)
         return checkpoint.finish(
             held,
-            checkpoint.Model(model.config, model.params, model.tokenizer, model.labels),
+            model,
             stage="search",
             step=model.manifest["step"],
             metrics=last.metrics,

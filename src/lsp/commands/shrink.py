@@ -96,7 +96,7 @@ def _smaller(
     narrow = shallow
     if chosen.channels is not None:
         stream = chosen.channels.stream
-        narrow = width.narrowed(shallow, chosen.channels, examples.some(rows), batches)
+        narrow = width.narrowed(shallow, chosen.channels, examples.some(rows), batches, sparse)
     config, params = shrink(*narrow, chosen.kept)
     progress.say(f"{chosen.speedup:.2f} times as fast with {_told(config, shallow[0].width)}")
     if config != shallow[0]:

@@ -23,7 +23,7 @@ from lsp import interrupt
 from lsp.compress import calibrate, importance
 from lsp.compress.importance import EXIT, Gated
 from lsp.compress.quantize import Path, Tree, mapped
-from lsp.compress.refit import Half, first
+from lsp.compress.refit import Half, first, solved
 from lsp.data.batches import Batch
 from lsp.data.examples import Examples
 from lsp.model.blocks import unchanged
@@ -32,7 +32,6 @@ from lsp.model.encoder import graphdef
 
 Model = tuple[ModelConfig, Tree]
 READS = ("qkv", "up", "gate")  # matrices of a layer that read the stream; the others write to it
-DAMPING = 0.01  # of the mean square of a channel, added to each
 TINY = 1e-12  # a channel that is always the same has no slope
 
 
@@ -85,15 +84,18 @@ def cut(model: Model, channels: Channels) -> Model:
     return replace(config, width=len(stream)), mapped(part, params)
 
 
-def narrowed(whole: Model, channels: Channels, sample: Examples, batches: Sequence[Batch]) -> Model:
-    """The model with these channels alone, and all that reads them fitted on examples and batches of some of them."""
-    small = cut((whole[0], _made_up_for(whole, channels, sample)), channels)
+def narrowed(
+    whole: Model, channels: Channels, sample: Examples, batches: Sequence[Batch], sparse: bool = False
+) -> Model:
+    """The model with these channels alone, and all that reads them fitted on examples and batches of some of them.
+    Zeros of `sparse` matrices stay."""
+    small = cut((whole[0], _made_up_for(whole, channels, sample, sparse)), channels)
     return small[0], _levelled(whole, small, channels, batches)
 
 
-def _made_up_for(model: Model, channels: Channels, examples: Examples) -> Tree:
+def _made_up_for(model: Model, channels: Channels, examples: Examples, sparse: bool) -> Tree:
     """`params` in which what stays of each reading matrix's inputs makes up for what `cut` takes, by least squares over
-    what reaches it of the examples."""
+    what reaches it of the examples. Zeros of a layer's `sparse` matrices stay."""
     config, params = model
     squares = calibrate.products(config, params, examples)
 
@@ -101,19 +103,19 @@ def _made_up_for(model: Model, channels: Channels, examples: Examples) -> Tree:
         *_, block, name = path
         if name != "kernel" or (block not in READS and path[0] != "pooler"):
             return leaf
-        return _without(np.asarray(leaf), channels.stream, squares[".".join(map(str, path))])
+        square_DD = squares[".".join(map(str, path))]
+        return _without(np.asarray(leaf), channels.stream, square_DD, sparse and block in READS)
 
     return mapped(mended, params)
 
 
-def _without(w_DN: np.ndarray, stays: np.ndarray, square_DD: np.ndarray) -> np.ndarray:
+def _without(w_DN: np.ndarray, stays: np.ndarray, square_DD: np.ndarray, sparse: bool = False) -> np.ndarray:
     """The matrix with the rows that stay changed so that their products are nearest to those of all rows."""
     goes = np.setdiff1d(np.arange(len(w_DN)), stays)
-    among = square_DD[np.ix_(stays, stays)]
-    damped = among + DAMPING * np.diag(among).mean() * np.eye(len(stays))
     lost = square_DD[np.ix_(stays, goes)] @ w_DN[goes].astype(np.float64)
+    there = (w_DN[stays] != 0) | (not sparse)
     made = w_DN.copy()
-    made[stays] += np.linalg.solve(damped, lost).astype(np.float32)
+    made[stays] += solved(square_DD[np.ix_(stays, stays)], lost, there).astype(np.float32)
     return made
 
 

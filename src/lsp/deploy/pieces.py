@@ -13,13 +13,16 @@ from lsp.data.tokenizer import CLS, SEP, SPECIALS, UNK, Tokenizer
 NORMAL, USER_DEFINED = 1, 4  # kinds of pieces that text can become; the rest are special pieces and bytes
 UNIGRAM = 1  # of the kinds of models; the other that we train is BPE
 SPACE = "▁"
+# tokenizers' Unigram finds special pieces and bytes in text that spells them out, `[SEP]` or `<0x41>`; SentencePiece
+# never does. So such text is cut before its first letter: a piece that SentencePiece learnt is of one script.
+_SPELT = tokenizers.Regex(rf"\[(?=(?:{'|'.join(name[1:-1] for name in SPECIALS)})\])|<0(?=x[0-9A-F]{{2}}>)")
 
 
 def converted(words: Tokenizer, types: int) -> Published:
     """The same pieces at the same ids. With two `types` the second text of a pair has the second.
 
-    Two kinds of text are cut in another way: one that spells a byte piece out, as in `<0x41>`, which is taken for the
-    byte, and letters under accents that stand alone, which Unicode's normal form changes: rare, and not prose.
+    Two kinds of text are cut in another way, both rare, and not prose: letters under accents that stand alone, which
+    Unicode's normal form changes, and long runs of one mark, whose pieces may come in another order.
     """
     if isinstance(words, Published):
         return _told_apart(words) if types > 1 else words
@@ -30,7 +33,8 @@ def converted(words: Tokenizer, types: int) -> Published:
     if charsmap := proto.normalizer_spec.precompiled_charsmap:
         normal.insert(0, normalizers.Precompiled(charsmap))
     made.normalizer = normalizers.Sequence(normal)
-    made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    spaces = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    made.pre_tokenizer = pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(_SPELT, "merged_with_previous")])
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(SPACE, prepend_scheme="always")])
     made.add_special_tokens([*SPECIALS])
     second = ":1" if types > 1 else ""

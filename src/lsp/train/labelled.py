@@ -105,7 +105,8 @@ def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, se
         progress.warn(f"{examples.cut} of {len(examples)} training examples are cut to {how.length} tokens")
     dev = read(files.dev, files.columns, table.names, how)
     if dev.cut:
-        progress.warn(f"{dev.cut} of {len(dev)} dev examples are cut to {how.length} tokens; lsp evaluate reads more")
+        cut = f"{dev.cut} of {len(dev)} dev examples are cut to {how.length} tokens"
+        progress.warn(f"{cut}; lsp evaluate cuts what the model can not read, no more")
     if files.old_dev:
         balance = Examples.joined([dev, read(files.old_dev, files.columns, table.names, how)])
     return Sets(examples, dev, table.names, balance)
