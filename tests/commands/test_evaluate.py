@@ -19,6 +19,13 @@ def test_a_small_group_that_falls_behind_is_named_however_many_there_are() -> No
     assert [row["slice"] for row in rows if row["behind"]] == ["group = g59"]
 
 
+def test_numbers_that_do_not_vary_have_no_correlation_and_fall_behind_nothing() -> None:
+    labels = np.repeat([0.0, 1.0], 40).astype(np.float32)
+    logits = labels[:, None] + np.linspace(0, 0.1, 80, dtype=np.float32)[:, None]
+    rows = list(evaluate._sliced("score", [str(label) for label in labels], "regression", logits, labels))
+    assert [(row["value"], row["behind"]) for row in rows] == [(None, None)] * 2
+
+
 def test_errors_may_go_into_a_pipe(tmp_path: Path) -> None:
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)

@@ -157,6 +157,11 @@ def test_probabilities_are_made_as_sure_as_they_are_right(tables: Path) -> None:
     assert made["metrics"]["loss"] <= plain["metrics"]["loss"] and made["temperature"] != 1
     found = evaluate.run(tables / "sure", [tables / "noise.tsv"], AUTO, [], QUIET)
     assert found["metrics"]["loss"] == pytest.approx(made["metrics"]["loss"], rel=1e-4)
+    learnt = "text\tlabel\n" + "sun\tyes\nrain\tno\n" * 8
+    (tables / "learnt.tsv").write_text(learnt)
+    right = Files(tables / "learnt.tsv", tables / "learnt.tsv")
+    perfect = finetune.run("scratch", tables / "perfect", plan, right, tables / "words", OPTIONS)
+    assert perfect["metrics"]["accuracy"] == perfect["temperature"] == 1.0, "nothing says how sure to be"
     other = dataclasses.replace(plan, head=dataclasses.replace(head, problem="multi_label"))
     with pytest.raises(LspError, match="calibrate"):
         finetune.run("scratch", tables / "no-best", other, files, tables / "words", OPTIONS)
@@ -194,11 +199,22 @@ def test_explanations_name_the_words_that_count(tables: Path, several: Path) -> 
     assert "sun(+" in shown and "missed" in shown
     assert "&lt;b&gt;" in page.read_text() and "<b>was" not in page.read_text()
     explain.run(run, str(tables / "few.txt"), AUTO, "", page, QUIET)
+    (tables / "long.txt").write_text("the day was " * 9 + "\n")
+    cut = explain.run(run, str(tables / "long.txt"), AUTO, "", None, QUIET)
+    assert cut["rows"][0]["truncated"] and "cut at what the model reads" in " ".join(explain.render(cut).split())
     (tables / "mine.html").write_text("mine")
     with pytest.raises(LspError, match="is there already"):
         explain.run(run, str(tables / "few.txt"), AUTO, "", tables / "mine.html", QUIET)
     with pytest.raises(LspError, match="no such label"):
         explain.run(run, str(tables / "few.txt"), AUTO, "sunny", None, QUIET)
+
+
+def test_fields_of_records_stand_in_the_order_of_the_first(several: Path, tables: Path) -> None:
+    records = [{"text": "sun", "id": 1, "from": "a"}, {"text": "rain", "from": "b", "id": 2}, {"text": "wind", "x": 0}]
+    (tables / "records.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    lines = [line.split("\t")[3:] for line in predicted(several, tables / "records.jsonl", as_json=False)]
+    assert lines == [["1", "a"], ["2", "b"], ["", ""]]
+    assert predicted(several, tables / "records.jsonl")[2]["columns"] == {"x": 0}
 
 
 def test_classes_can_weigh_the_same(tables: Path) -> None:

@@ -141,3 +141,11 @@ def test_parts_of_a_model_are_trained_for_several_seeds(weather: Path) -> None:
     away = model["layers"][0]["attention"]["qkv"]["kernel"] - base["layers"][0]["attention"]["qkv"]["kernel"]
     assert np.linalg.matrix_rank(away, tol=1e-6) == 2
     assert len(found["trials"]) == 2 and "deviation" in found["settings"][0]
+    trials = expand(plan, 1, ["adapt.lora_rank=2,99"])
+    for given, says in (
+        (trials, "lora_rank = 99"),
+        (expand(dataclasses.replace(plan, train=dataclasses.replace(plan.train, best="f2"))), "best = f2"),
+    ):
+        with pytest.raises(LspError, match=says):
+            finetune.run(str(weather / "base"), weather / "swept", plan, files, None, OPTIONS, given)
+        assert not (weather / "swept" / "metrics.jsonl").exists(), "nothing was trained"

@@ -76,7 +76,30 @@ def test_every_task_that_is_there(tasks: Path) -> None:
     measured = evaluate.run(out / "mnli", mismatched, (("sentence1", "sentence2"), "gold_label"), [], QUIET)
     assert other["score"] == measured["metrics"]["accuracy"]
     again = finetune.run_suite(*inputs, partial(expand, seeds=2))
-    assert again["tasks"] == made["tasks"]
+    assert again["tasks"] == made["tasks"] and again["status"] == "already complete"
+
+
+def test_both_dev_files_of_mnli_are_read_as_training_reads_them(tasks: Path) -> None:
+    place = tasks / "mnli" / "MNLI"
+    place.mkdir(parents=True)
+    rows = [f"{'the ' * 12}{word}\tday\t{label}" for word, label in (("sun", "entailment"), ("rain", "neutral"))] * 6
+    rows.append("snow\tday\tcontradiction")
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        (place / f"{name}.tsv").write_text("\n".join(["sentence1\tsentence2\tgold_label", *rows]) + "\n")
+    plan = dataclasses.replace(PLAN, data=recipe.Labelled(sequence_length=10))
+    made = finetune.run_suite(
+        "scratch", place.parent, tasks / "cut", plan, tasks / "words", Options(QUIET), partial(expand, seeds=1)
+    )
+    one, other = made["tasks"]
+    assert other["score"] == one["accuracy"]
+
+
+def test_what_can_not_be_is_said_before_the_first_task_is_trained(tasks: Path) -> None:
+    plan = dataclasses.replace(PLAN, head=recipe.NewHead(calibrate=True))
+    given = ("scratch", tasks / "glue", tasks / "never", plan, tasks / "words", Options(QUIET))
+    with pytest.raises(LspError, match="calibrate does not go together with regression"):
+        finetune.run_suite(*given, partial(expand, seeds=1))
+    assert not (tasks / "never").exists()
 
 
 def test_a_folder_without_tasks_is_said(tasks: Path) -> None:

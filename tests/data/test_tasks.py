@@ -68,6 +68,57 @@ def test_columns_without_a_header_are_given_by_number(tmp_path: Path) -> None:
     assert table == Table([("The car honked.",), ("Car the honked.",)], [1, 0], ("0", "1"))
 
 
+def test_a_number_is_a_place_whatever_the_first_row_holds(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", '"2","a title","long text"\n"1","another","and more"\n')
+    table = tasks.read(path, ("2", "3"), "1")
+    assert table.texts == [("a title", "long text"), ("another", "and more")] and table.labels == [1, 0]
+
+
+def test_a_header_may_be_numbers_where_one_of_them_is_no_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "0,1\ngood,pos\nbad,neg\n")
+    assert tasks.read(path, ("0",), "1") == Table([("good",), ("bad",)], [1, 0], ("neg", "pos"))
+
+
+def test_commas_on_stdin_are_csv_where_the_first_line_names_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, wanted in (
+        ('text,note\n"good, great",x\n', [(("good, great",), {"note": "x"})]),
+        ("well, this is text\n", [(("well, this is text",), {})]),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(given.encode()))))
+        assert list(tasks.stream("-")) == wanted
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("id", "id", "text"), ("1", "2", "good")))
+    assert list(tasks.stream(str(path))) == [(("good",), {"id": "1", "id.2": "2"})]
+
+
+def test_labels_of_records_have_one_name_whatever_their_kind(tmp_path: Path) -> None:
+    lines = ['{"text": "a", "label": [1]}', '{"text": "b", "label": 1.0}', '{"text": "c", "label": true}']
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+    table = tasks.read(path, problem="multi_label")
+    assert table.names == ("1", "true") and table.labels == [[0], [0], [1]]
+    path = write(tmp_path / "b.jsonl", '{"text": "a", "label": NaN}\n')
+    with pytest.raises(LspError, match="line 1: field 'label' holds no label"):
+        tasks.read(path)
+
+
+def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("sentence", "label"), *ROWS) + "\n\n")
+    assert tasks.read(path) == EXPECTED
+
+
+def test_lines_of_qqp_that_end_early_are_counted_and_passed_by(tmp_path: Path) -> None:
+    rows = [(str(n), "1", "2", "so?", "how?", str(n)) for n in (0, 1)]
+    short = ("3", "4", "5")
+    path = write(tmp_path / "train.tsv", tsv(tuple(tasks.RAGGED), rows[0], short, rows[1]))
+    table = tasks.read(path)
+    assert table.passed == 1 and table.labels == [0, 1]
+    path = write(tmp_path / "mine.tsv", tsv(("id", *tasks.RAGGED[1:-1], "label"), rows[0], short))
+    with pytest.raises(LspError, match="line 3: 3 columns"):
+        tasks.read(path)
+
+
 def test_numbers_work_beside_a_header_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", tsv(("id", "sentence", "label"), ("7", "x", "a"), ("8", "y", "b")))
     assert tasks.read(path, ("2",), "3").texts == [("x",), ("y",)]

@@ -47,6 +47,13 @@ def test_a_class_that_is_never_guessed_counts_as_nothing_and_never_as_an_error()
     assert [row["mostly_taken_for"] for row in rows] == [None, "a", "a"]
 
 
+def test_a_perfect_classifier_has_all_of_each_metric() -> None:
+    for seed in range(50):
+        labels = np.random.default_rng(seed).integers(0, 2, 5 + seed)
+        labels[:2] = 0, 1
+        assert set(Confusion.of(labels, labels, 2).metrics().values()) == {1.0}
+
+
 def test_what_a_class_is_mostly_taken_for_is_its_most_frequent_error() -> None:
     labels, guesses = np.array([0] * 6), np.array([0, 0, 0, 1, 2, 2])
     assert Confusion.of(labels, guesses, 3).by_class(["a", "b", "c"])[0]["mostly_taken_for"] == "c"

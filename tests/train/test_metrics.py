@@ -75,6 +75,18 @@ def test_intervals_cover_the_metric_and_shrink_with_examples(problem: metrics.Pr
         assert high - low < wide[name][1] - wide[name][0]
 
 
+def test_near_ties_are_answered_as_they_are_counted() -> None:
+    near = np.array([[0.0, 1e-6], [2e-7, 1e-7]], np.float32)
+    assert [row["label"] for row in answers.of("single_label", ("a", "b"), near)] == ["b", "a"]
+    (row,) = answers.of("multi_label", ("a", "b"), np.array([[1e-7, -1e-7]], np.float32))
+    assert row["label"] == ["a"]
+
+
+def test_the_names_of_metrics_are_those_that_are_measured() -> None:
+    assert metrics.names("regression") == ["pearson", "spearman", "loss"]
+    assert metrics.names("multi_label")[0] == "accuracy" and "matthews" in metrics.names("single_label")
+
+
 def test_answers_are_labels_and_probabilities() -> None:
     logits = np.array([[2.0, 0.0, -1.0], [-1.0, -2.0, -3.0]], np.float32)
     first, _ = answers.of("single_label", "abc", logits)

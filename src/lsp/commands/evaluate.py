@@ -41,6 +41,7 @@ def run(
     base = checkpoint.open(start).expect("classes")
     how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
     table = labelled.read_table(data[0], columns, base.labels, how, slices)
+    labelled.remark(table, data[0], progress)
     examples = how.examples(table)
     progress.say(f"evaluating {len(examples)} examples")
     classifier = Classifier(base.config)
@@ -100,9 +101,11 @@ def _sliced(
         if rank >= MOST_GROUPS and counts[group] < SMALLEST_GROUP:
             break
         rows = place == group
-        value = metrics.measured(problem, logits[rows], labels[rows])[metric]
+        value: float | None = metrics.measured(problem, logits[rows], labels[rows])[metric]
         low = high = behind = None
-        if counts[group] >= SMALLEST_GROUP:
+        if problem == "regression" and not (np.ptp(logits[rows]) and np.ptp(labels[rows])):
+            value = None  # what does not vary has no correlation
+        elif counts[group] >= SMALLEST_GROUP:
             low, high = metrics.intervals(problem, logits[rows], labels[rows])[metric]
             behind = bool(high < whole[metric])
         if rank >= MOST_GROUPS and not behind:

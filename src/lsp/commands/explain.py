@@ -76,6 +76,7 @@ def _rows(
                 "baseline": round(found.baseline, 4),
                 "gap": round(found.gap, 4),
                 "points": found.points,
+                **({"truncated": True} if examples.too_long[0] else {}),
             }
             task.update(number + 1)
 
@@ -102,13 +103,18 @@ def render(found: dict[str, Any]) -> str:
                     line.append(shown if abs(share) < 0.1 else f"{shown}({word['weight']:+.2f})")
                 line.append(" ")
             sure = f" {row['probability']:.3f}" if "probability" in row else ""
-            out.print(Text(f"{row['label']}{sure}", "bold"), Text(_sum(row)))
+            out.print(Text(f"{_label(row)}{sure}", "bold"), Text(_sum(row)))
             out.print(line, "\n")
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
 
 
+def _label(row: dict[str, Any]) -> str:
+    return (", ".join(row["label"]) or "none") if isinstance(row["label"], list) else str(row["label"])
+
+
 def _sum(row: dict[str, Any]) -> str:
-    return f"· {row['explained']}: {row['baseline']:+.2f} → {row['value']:+.2f}, {row['gap']:+.3f} missed"
+    cut = ", cut at what the model reads" if "truncated" in row else ""
+    return f"· {row['explained']}: {row['baseline']:+.2f} → {row['value']:+.2f}, {row['gap']:+.3f} missed{cut}"
 
 
 def _paragraph(row: dict[str, Any]) -> str:
@@ -120,5 +126,5 @@ def _paragraph(row: dict[str, Any]) -> str:
         title = f"{word['weight']:+.3f}"
         words.append(f'<span style="background:{tint}" title="{title}">{pages.text(word["word"])}</span>')
     sure = f" {row['probability']:.3f}" if "probability" in row else ""
-    answer = f"<b>{pages.text(row['label'])}{sure}</b>"
+    answer = f"<b>{pages.text(_label(row))}{sure}</b>"
     return f"<p>{answer}<br/>{' '.join(words)}<br/><small>{pages.text(_sum(row))}</small></p>"

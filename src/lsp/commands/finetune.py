@@ -18,7 +18,7 @@ from lsp.deploy import huggingface
 from lsp.model import cost
 from lsp.model.weightonly import dequantize
 from lsp.train import compare, labelled, memory, watch
-from lsp.train.classifier import Start, Trained, train
+from lsp.train.classifier import Start, Trained, check, train
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
 from lsp.train.options import Options
@@ -79,6 +79,8 @@ def _choose(
 ) -> Trained:
     """The best of several trials. Those that can be are one program; programs run one after another, each in a folder
     of its own, and share the budget."""
+    for trial in trials:
+        check(begin, trial.recipe)
     groups = [part for group in alike(trials) for part in _fitting(group, begin)]
     options = options._replace(budget=options.budget / len(groups))
     found: list[tuple[Trained, Path]] = []
@@ -109,6 +111,7 @@ def _choose(
     told = {
         "chosen": chosen.outcome.trial.named(),
         "chosen_by": metric,
+        "p_of": compare.TESTED[chosen.model.config.problem],
         "settings": compare.settings(outcomes, metric),
         "trials": [outcome.row() for outcome in outcomes],
     }
@@ -167,11 +170,15 @@ def run_suite(
     complete stay as they are. A score is the mean of the task's metrics, as in GLUE, and of several seeds the mean of
     theirs."""
     folders = glue.folders(data)
+    plans = {name: replace(recipe, head=replace(recipe.head, problem=glue.TASKS[name].problem)) for name in folders}
+    begin = _begin(start, tokenizer, options.progress)
+    for plan in plans.values():
+        check(begin, plan)
     rows: list[dict[str, Any]] = []
+    statuses: set[str] = set()
     for number, (name, folder) in enumerate(folders.items()):
         options.progress.say(f"{name} ({number + 1} of {len(folders)})")
-        task = glue.TASKS[name]
-        plan = replace(recipe, head=replace(recipe.head, problem=task.problem))
+        task, plan = glue.TASKS[name], plans[name]
         columns, dev = (task.texts, task.label), [glue.split(folder, each) for each in task.dev]
         files = labelled.Files(glue.split(folder, "train"), dev[0], columns, task.names or None)
         made = run(start, out / name, plan, files, tokenizer, options, trials(plan), task.metrics[0])
@@ -180,8 +187,9 @@ def run_suite(
         if len(scores) > 1:
             row |= {"seeds": len(scores), "deviation": stdev(scores)}
         rows.append(row | {metric: made["metrics"][metric] for metric in task.metrics})
+        statuses.add(made["status"])
         for other in dev[1:]:
-            score = _score(out / name, other, columns).metrics[task.metrics[0]]
+            score = _score(out / name, other, columns, recipe.data.sequence_length).metrics[task.metrics[0]]
             rows.append({"task": other.name.partition(".")[0].replace("dev", name), "score": score})
     missing = [name for name in glue.TASKS if name not in folders]
     if missing:
@@ -189,7 +197,7 @@ def run_suite(
     return {
         "command": "finetune",
         "out": str(out),
-        "status": "complete",
+        "status": "already complete" if statuses == {"already complete"} else "complete",
         "average": mean(row["score"] for row in rows),
         "missing": missing,
         "tasks": rows,
@@ -203,8 +211,8 @@ def _scores(made: dict[str, Any], task: glue.Task) -> list[float]:
     return [mean(row[metric] for metric in task.metrics) for row in same or [made["metrics"]]]
 
 
-def _score(path: Path, file: Path, columns: labelled.Columns) -> Scores:
-    """Of a finished run on another file."""
+def _score(path: Path, file: Path, columns: labelled.Columns, length: int) -> Scores:
+    """Of a finished run on another file, cut to `length` as the one in training is."""
     base = checkpoint.open(path)
-    how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
+    how = labelled.Reading(base.tokenizer, min(length, base.config.max_length), base.config.problem)
     return Classifier(base.config).score(base.params, labelled.read(file, columns, base.labels, how))

@@ -39,13 +39,13 @@ def run(start: Path, source: str, columns: labelled.Columns, output: Output, pro
     """Writes one line for each row of `source`, in order, holding few rows at a time; what is on stdin is answered as
     it comes."""
     answer = _answer(start, output.top)
+    line: Callable[[Row, Row], str] = _json if output.as_json else _Tsv(progress).line
     rows, done = tasks.stream(source, columns[0]), 0
     with progress.task("predicting", None) as task:
         chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
         for chunk in _as_they_come(rows) if source == "-" else chunks:
             for row, (_, others) in zip(answer([texts for texts, _ in chunk]), chunk, strict=True):
-                row |= {"columns": others} if others else {}
-                output.file.write((json.dumps(row, ensure_ascii=False) if output.as_json else _tsv(row)) + "\n")
+                output.file.write(line(row, others) + "\n")
             output.file.flush()
             done += len(chunk)
             task.update(done)
@@ -144,19 +144,36 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
     return answer
 
 
-def _tsv(row: Row) -> str:
+def _json(row: Row, others: Row) -> str:
+    return json.dumps(row | ({"columns": others} if others else {}), ensure_ascii=False)
+
+
+class _Tsv:
     """Label, probability, text, other columns; or for each mask its guesses. Several labels have commas between them.
-    Tabs and line ends inside a cell become spaces."""
-    if "label" in row:
-        label = row["label"]
-        cells = [",".join(label) if isinstance(label, list) else str(label)]
-        cells += [f"{row['probability']:.4f}"] if "probability" in row else []
-    else:
-        cells = [" | ".join(" ".join(f"{piece}:{p:.3f}" for piece, p in mask.items()) for mask in row["guesses"])]
-    cells += [row["text"]] if isinstance(row["text"], str) else row["text"]
-    others = row.get("columns", {}).values()
-    cells += [each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in others]
-    return "\t".join(map(_cell, cells))
+    Tabs and line ends inside a cell become spaces. The other columns are those of the first row, in its order: records
+    may have their own."""
+
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
+        self.fields: list[str] | None = None
+        self.told = False
+
+    def line(self, row: Row, others: Row) -> str:
+        if self.fields is None:
+            self.fields = list(others)
+        if not self.told and (new := [name for name in others if name not in self.fields]):
+            self.progress.warn(f"fields that the first record has not are left out, {new[0]} first; --json keeps them")
+            self.told = True
+        if "label" in row:
+            label = row["label"]
+            cells = [",".join(label) if isinstance(label, list) else str(label)]
+            cells += [f"{row['probability']:.4f}"] if "probability" in row else []
+        else:
+            cells = [" | ".join(" ".join(f"{piece}:{p:.3f}" for piece, p in mask.items()) for mask in row["guesses"])]
+        cells += [row["text"]] if isinstance(row["text"], str) else row["text"]
+        kept = [others.get(name, "") for name in self.fields]
+        cells += [each if isinstance(each, str) else json.dumps(each, ensure_ascii=False) for each in kept]
+        return "\t".join(map(_cell, cells))
 
 
 def _cell(text: str) -> str:

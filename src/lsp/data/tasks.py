@@ -24,6 +24,8 @@ PAIRS = (
 )
 TEXTS = ("sentence", "text", "review", "content", "document", "comment", "question", "title")
 LABELS = ("label", "labels", "class", "category", "quality", "target", "sentiment", "gold_label", "is_duplicate")
+# GLUE's QQP has lines that end early, which everybody passes by; in no other file is that anything but a mistake.
+RAGGED = ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"]
 MOST_CLASSES = 1000  # more is a column of something else
 LONGEST_CELL = 64 << 20  # characters of a CSV cell
 
@@ -37,6 +39,7 @@ class Table:
     labels: list[Any]
     names: tuple[str, ...]
     groups: dict[str, list[str]] = field(default_factory=dict)  # cells of the columns that were asked for besides
+    passed: int = 0  # lines of `RAGGED` files that were passed by
 
     def some(self, chosen: Iterable[int]) -> "Table":
         """The rows with the numbers `chosen` alone, in that order."""
@@ -46,7 +49,7 @@ class Table:
             return [cells[number] for number in numbers] if cells else []
 
         groups = {name: of(cells) for name, cells in self.groups.items()}
-        return Table(of(self.texts), of(self.labels), self.names, groups)
+        return Table(of(self.texts), of(self.labels), self.names, groups, self.passed)
 
 
 def read(
@@ -91,7 +94,7 @@ def read(
     names = tuple(labels) if labels is not None else _names(path, own)
     names += tuple(sorted({*own} - {*_places(names)})) if grow else ()
     indices = _indices(named, names)
-    return Table(texts, indices if several else [index for (index,) in indices], names, groups)
+    return Table(texts, indices if several else [index for (index,) in indices], names, groups, len(columns.short))
 
 
 def stream(path: str, text_columns: Sequence[str] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -111,6 +114,7 @@ class _Columns:
     label: str | int | None
     headed: bool  # the first row holds names
     names: tuple[str, ...] = ()  # of all columns that are no objects' keys
+    short: list[int] = field(default_factory=list)  # lines that were passed by, once the rows are read
 
     def read_texts(self, row: Any, where: str) -> tuple[str, ...]:
         return tuple(text.string(_cell(row, name, where), f"{where}: {_called(name)}") for name in self.texts)
@@ -150,7 +154,12 @@ def _table(
     def rows() -> Iterator[tuple[str, Any]]:
         for line, row in numbered if columns.headed else itertools.chain([first], numbered):
             where = f"{text.title(path)}, line {line}"
+            if row == [""] and len(head) > 1:
+                continue  # a blank line
             if not isinstance(row, Mapping) and len(row) != len(head):
+                if head == RAGGED:
+                    columns.short.append(line)
+                    continue
                 count = f"{len(row)} {'column' if len(row) == 1 else 'columns'}"
                 hint = "Every row needs the same columns, also when one is empty."
                 raise _bad(f"{where}: {count} where line {number} has {len(head)}.", hint)
@@ -171,7 +180,7 @@ def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled:
         return _Columns((0,), None, False, ("1",))
     if len(names) == 1 and not (keyed or texts or usual or labelled or text.kind(path) == ".csv"):
         return _Columns((0,), None, False, ("1",))
-    headed = keyed or bool(usual) or any(name and not name.isdigit() for name in (*texts, label))
+    headed = keyed or bool(usual) or any(name and not _counts(name, names) for name in (*texts, label))
     if labelled and not label and headed:
         label = next((name for name in LABELS if name in header), "")
     for what, found in (("text", texts or usual), ("label", label or not labelled)):
@@ -182,7 +191,7 @@ def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled:
             )
 
     def place(name: str, option: str) -> str | int:
-        if name.isdigit() and name not in header and 1 <= int(name) <= len(names):
+        if _counts(name, names) and not (headed and name in header):
             index = int(name) - 1
         elif name.lower() in header:
             index = names.index(name if name in names else header[name.lower()])
@@ -197,8 +206,23 @@ def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled:
         tuple(place(name, "--text-column") for name in texts or usual),
         place(label, "--label-column") if labelled else None,
         headed and not keyed,
-        tuple(names if headed else map(str, range(1, len(names) + 1))),
+        tuple(_apart(names) if headed else map(str, range(1, len(names) + 1))),
     )
+
+
+def _counts(name: str, names: Sequence[str]) -> bool:
+    """Whether it is the number of one of so many columns, from 1."""
+    return name.isdecimal() and name.isascii() and 1 <= int(name) <= len(names)
+
+
+def _apart(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind one that was there before: `id`, `id.2`."""
+    seen: Counter[str] = Counter()
+    told = []
+    for name in names:
+        seen[name] += 1
+        told.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+    return told
 
 
 def _usual_texts(header: Mapping[str, str]) -> tuple[str, ...]:
@@ -222,7 +246,15 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
         return text.records(path, numbered)
     if kind == ".txt":
         return ((number, [line]) for number, line in numbered)
+    if kind != ".tsv" and _csv_header(first[1]):
+        return _csv(path, numbered)
     return ((number, line.split("\t")) for number, line in numbered)
+
+
+def _csv_header(line: str) -> bool:
+    """Whether a line names columns with commas between, one of them as a column of texts usually is."""
+    cells = [cell.strip().strip('"').lower() for cell in line.split(",")]
+    return len(cells) > 1 and "\t" not in line and bool(_usual_texts(dict.fromkeys(cells, "")))
 
 
 def _csv(path: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
@@ -261,7 +293,8 @@ def _label(value: Any, where: str) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    name = str(value).strip() if isinstance(value, str | int | float) else ""
+    there = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    name = str(value).strip() if there else ""
     if not name:
         raise _bad(f"{where} holds no label.", "Every row needs the name or number of its class.")
     return text.string(name, where)
@@ -289,7 +322,9 @@ def _several(value: Any) -> list[Any]:
     """The names in a cell: a list of a record's, or with commas between. None is no label at all."""
     if value is None:
         return []
-    return value if isinstance(value, list) else [part for part in str(value).split(",") if part.strip()]
+    if isinstance(value, str):
+        return [part for part in value.split(",") if part.strip()]
+    return value if isinstance(value, list) else [value]
 
 
 def _number(value: Any, where: str) -> float:

@@ -20,12 +20,12 @@ def of(problem: Problem, names: Sequence[str], logits_NC: np.ndarray, top: int =
         yield from ({"label": round(float(value), 6)} for value in logits_NC[:, 0])
         return
     found_NC = sigmoid(logits_NC) if problem == "multi_label" else probabilities(logits_NC)
-    for row in np.round(found_NC, 6):
-        order = np.argsort(-row, kind="stable")
-        best = order[0]
+    guesses_N = logits_NC.argmax(1)  # as metrics count them; probabilities can't tell what is nearer than their digits
+    for row, logits, best in zip(np.round(found_NC, 6), logits_NC, guesses_N, strict=True):
+        order = np.argsort(-logits, kind="stable")
         chosen = order[:top] if top else range(len(names))
         yield {
-            "label": [names[c] for c in np.flatnonzero(row > 0.5).tolist()]
+            "label": [names[c] for c in np.flatnonzero(logits > 0).tolist()]
             if problem == "multi_label"
             else names[best],
             "probability": float(row[best]),

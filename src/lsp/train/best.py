@@ -2,12 +2,23 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from lsp import Exit, LspError, nearest
 from lsp.arrays import Tree, load_params, save_params
 from lsp.manifest import write_atomically
 from lsp.train import processes
+
+
+def known(metric: str, metrics: Collection[str]) -> None:
+    """Raises LspError (exit 2) for a metric that is none of these."""
+    if metric not in metrics:
+        raise LspError(
+            f"train.best = {metric}: no such metric here.{nearest(metric, metrics)}",
+            hint=f"There are: {', '.join(metrics)}.",
+            code=Exit.USAGE,
+        )
 
 
 class Best:
@@ -27,12 +38,7 @@ class Best:
         """An evaluation of `params`. Raises LspError (exit 2) when it knows no such metric."""
         if not self.metric:
             return
-        if self.metric not in metrics:
-            raise LspError(
-                f"train.best = {self.metric}: no such metric here.{nearest(self.metric, metrics)}",
-                hint=f"There are: {', '.join(metrics)}.",
-                code=Exit.USAGE,
-            )
+        known(self.metric, metrics)
         before = self.step(step - 1)
         self.seen[step] = metrics
         if not processes.first():

@@ -16,7 +16,7 @@ from lsp.data.examples import Examples
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import adapt, compare, incremental, labelled, metrics, privacy, trackers, trainable
+from lsp.train import adapt, best, compare, incremental, labelled, metrics, privacy, trackers, trainable
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Fitted, Plan, fit
@@ -78,8 +78,9 @@ class _Shared:
 
     def __init__(self, start: Start, files: labelled.Files, recipe: recipes.Finetune, progress: Any) -> None:
         self.start, self.recipe = start, recipe
-        _check(start, recipe)
+        check(start, recipe)
         head, change, encoder = recipe.head, recipe.adapt, start.encoder(recipe)
+        self.progress = progress
         self.grows = start.base if change.grow else None
         self.files = files._replace(names=tuple(self.grows.labels)) if self.grows else files
         length = min(recipe.data.sequence_length, encoder.max_length)
@@ -170,8 +171,11 @@ class _Shared:
 
     def _calibrated(self, model: checkpoint.Model) -> tuple[checkpoint.Model, float]:
         """The classifier divided by the temperature that fits the dev file. Guesses stay as they are."""
-        logits = self.classifier.logits(model.params, self.sets.dev)
-        found = metrics.temperature(logits, self.sets.dev.labels)
+        logits, labels = self.classifier.logits(model.params, self.sets.dev), self.sets.dev.labels
+        if (logits.argmax(1) == labels).all():  # the likeliest temperature is 0
+            self.progress.warn("not calibrated: without a wrong dev example nothing says how sure an answer may be")
+            return model, 1.0
+        found = metrics.temperature(logits, labels)
         divided = {name: leaf / np.float32(found) for name, leaf in model.params["classifier"].items()}
         return model._replace(params=model.params | {"classifier": divided}), found
 
@@ -193,9 +197,14 @@ def _mean(found: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([metrics[name] for metrics in sound])) for name in found[0]}
 
 
-def _check(start: Start, recipe: recipes.Finetune) -> None:
-    """Raises LspError (exit 2) for changes that have nothing to change, or do not go together."""
+def check(start: Start, recipe: recipes.Finetune) -> None:
+    """Raises LspError (exit 2) for changes that have nothing to change, or do not go together, and for a metric that is
+    none."""
     base, head, change = start.base, recipe.head, recipe.adapt
+    if recipe.train.best:
+        best.known(recipe.train.best, metrics.names(head.problem))
+    if base is not None and change.lora_rank:
+        trainable.check(start.params, change.lora_rank)
     if head.calibrate and head.problem != "single_label":
         raise LspError(f"head.calibrate does not go together with {head.problem}.", hint="Leave it out.")
     for key in ("freeze", "lora_rank"):

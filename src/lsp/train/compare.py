@@ -12,6 +12,8 @@ from lsp.recipe import Problem
 from lsp.trials import Trial
 
 FIRST: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "f1", "regression": "pearson"}
+# What `p` is about, whatever metric a setting is chosen by.
+TESTED: dict[Problem, str] = {"single_label": "accuracy", "multi_label": "accuracy", "regression": "squared error"}
 FLIPS, AT_ONCE = 9999, 100
 CHANCE = 0.05  # from which a difference may be none
 
@@ -52,7 +54,7 @@ def best(outcomes: Sequence[Outcome], metric: str) -> int:
 def settings(outcomes: Sequence[Outcome], metric: str) -> list[dict[str, Any]]:
     """A row for each setting, the best mean first: over the seeds that did not diverge the mean of the metric, its
     standard deviation (None for one), the lowest and the highest; and `p`, by `sign_flips`, of being as good as the
-    first. One of which all diverged has their number alone."""
+    first by what is `TESTED`. One of which all diverged has their number alone."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(repr(outcome.trial.settings), []).append(outcome)

@@ -48,7 +48,7 @@ class Confusion:
         total, right = float(self.total), float(both.sum())
         f1_C = _quotient(2 * both, are + called)
         covariance = right * total - float(are @ called)
-        spread = np.sqrt(total**2 - float(called @ called)) * np.sqrt(total**2 - float(are @ are))
+        spread = np.sqrt((total**2 - float(called @ called)) * (total**2 - float(are @ are)))
         return {
             "accuracy": right / total,
             "f1": float(f1_C[1]) if self.classes == 2 else float(f1_C.mean()),

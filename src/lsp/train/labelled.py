@@ -85,6 +85,12 @@ def read_table(
     )
 
 
+def remark(table: tasks.Table, path: Path, progress: Any) -> None:
+    """Warns of lines of a table that were passed by."""
+    if table.passed:
+        progress.warn(f"{table.passed} lines of {path} end early and are passed by, as is usual for QQP")
+
+
 def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Reading) -> Examples:
     """The examples of such a file."""
     return how.examples(read_table(path, columns, names, how))
@@ -93,10 +99,12 @@ def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Readi
 def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
     """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
     table, balance = read_table(files.train, files.columns, files.names, how), None
+    remark(table, files.train, progress)
     how = how._replace(grow=False)  # new classes are those that there are examples of to train on
     if files.old and replay:
         before = read_table(files.old, files.columns, files.names, how)
-        apart = 0.0 if files.old_dev else incremental.APART
+        # Kept apart to balance old and new classes by, where that can be done.
+        apart = 0.0 if files.old_dev or how.problem != "single_label" else incremental.APART
         table, judged = incremental.with_replay(table, before, replay, seed, apart)
         progress.say(f"training on {len(table.texts):,} examples, old ones among them as often as new ones")
         balance = how.examples(judged) if judged.texts else None

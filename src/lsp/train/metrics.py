@@ -101,6 +101,12 @@ def measured(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> dic
     return multi_label(logits_NC, labels) if problem == "multi_label" else classification(logits_NC, labels)
 
 
+def names(problem: Problem) -> list[str]:
+    """What the metrics of a problem are called."""
+    none = np.zeros((1, 2))
+    return [*measured(problem, none, none if problem == "multi_label" else np.zeros(1, np.int64))]
+
+
 def intervals(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
     """95 % intervals of the metrics, but for the loss, by the bootstrap (Efron, 1979): see `Confusion.intervals`."""
     if problem == "single_label":

@@ -45,18 +45,23 @@ def split(params: Tree, adapt: recipes.Adapt, seed: int) -> tuple[Tree, Tree]:
     return params, {}
 
 
+def check(params: Tree, rank: int) -> None:
+    """Raises LspError (exit 2) for a rank that saves nothing."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"]):
+        if path[-1].key == "kernel" and rank >= min(leaf.shape):
+            raise LspError(
+                f"adapt.lora_rank = {rank}, and a matrix of the encoder is {leaf.shape[0]} × {leaf.shape[1]}.",
+                hint="Give a rank far below both, 8 say.",
+            )
+
+
 def _additions(node: Tree, rank: int, random: np.random.Generator) -> Tree:
     """For each kernel in a tree [K, N] a random [K, R] and zeros [R, N]: together nothing, so that training begins with
-    the model as it is. Raises LspError (exit 2) for a rank that saves nothing."""
+    the model as it is."""
     found = {}
     for name, child in node.items():
         if name == "kernel":
             rows, columns = child.shape
-            if rank >= min(rows, columns):
-                raise LspError(
-                    f"adapt.lora_rank = {rank}, and a matrix of the encoder is {rows} × {columns}.",
-                    hint="Give a rank far below both, 8 say.",
-                )
             a = random.normal(0.0, rows**-0.5, (rows, rank)).astype(np.float32)
             found[name] = {"a": a, "b": np.zeros((rank, columns), np.float32)}
         elif isinstance(child, dict) and (inner := _additions(child, rank, random)):
