@@ -33,6 +33,11 @@ class Checkpoint:
     tokenizer: "Tokenizer"
     labels: tuple[str, ...]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the columns of the texts that a classifier was trained on are called; nothing where nobody knows."""
+        return tuple(self.manifest.get("task", {}).get("columns", ()))
+
     def size(self) -> dict[str, int]:
         """Bytes needed to use the model (params/ and tokenizer/) and its parameters."""
         return {"parameters": count(self.params), "bytes": _used(self.path)}
@@ -104,6 +109,7 @@ class Model(NamedTuple):
     params: Tree
     tokenizer: "Tokenizer"
     labels: Sequence[str] = ()
+    columns: tuple[str, ...] = ()  # what the columns of its texts are called
 
 
 def finish(
@@ -141,7 +147,7 @@ def finish(
         "format": layout,
         "stage": stage,
         "model": model.config.to_dict(),
-        "task": {},
+        "task": {"columns": list(model.columns)} if model.columns else {},
         "labels": list(model.labels),
         "tokenizer": model.tokenizer.hash,
         "step": step,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lsp import LspError, checkpoint, recipe
-from lsp.commands import distill, evaluate, explain, export, finetune, import_, predict
+from lsp.commands import distill, evaluate, explain, export, finetune, import_, predict, quantize
 from lsp.console import Progress
 from lsp.data.glue import split, task
 from lsp.data.tokenizer import train
@@ -215,6 +215,21 @@ def test_fields_of_records_stand_in_the_order_of_the_first(several: Path, tables
     lines = [line.split("\t")[3:] for line in predicted(several, tables / "records.jsonl", as_json=False)]
     assert lines == [["1", "a"], ["2", "b"], ["", ""]]
     assert predicted(several, tables / "records.jsonl")[2]["columns"] == {"x": 0}
+
+
+def test_a_run_knows_its_columns_and_so_does_what_is_made_of_it(tables: Path) -> None:
+    rows = [f"{n}\tno words\t{'sun' if n % 2 else 'rain'}\t{'yes' if n % 2 else 'no'}" for n in range(20)]
+    (tables / "bodies.tsv").write_text("\n".join(["id\ttitle\tbody\tlabel", *rows]) + "\n")
+    files = Files(tables / "bodies.tsv", tables / "bodies.tsv", (("body",), "label"))
+    plan = recipe.Finetune(model=MODEL, head=recipe.NewHead("cls", 0.0), train=dataclasses.replace(TRAIN, steps=2))
+    finetune.run("scratch", tables / "bodies", plan, files, tables / "words", OPTIONS)
+    quantize.run(tables / "bodies", tables / "bodies8", recipe.Quantize(), tables / "bodies.tsv", AUTO, False, QUIET)
+    export.run(tables / "bodies8", tables / "bodies-hlo", "stablehlo", False, QUIET)
+    for name in ("bodies", "bodies8", "bodies-hlo"):
+        assert predicted(tables / name, tables / "bodies.tsv")[0]["text"] == "rain", name
+    (tables / "pairs.tsv").write_text("question\tsentence\nrain\tsun\n")
+    with pytest.raises(LspError, match="trained on one text: 'body'"):
+        predicted(tables / "bodies8", tables / "pairs.tsv")
 
 
 def test_classes_can_weigh_the_same(tables: Path) -> None:

@@ -103,6 +103,19 @@ def test_labels_of_records_have_one_name_whatever_their_kind(tmp_path: Path) -> 
         tasks.read(path)
 
 
+def test_columns_that_a_model_knows_come_before_the_usual_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("title", "Body", "label"), ("t", "b", "x"), ("u", "c", "y")))
+    assert tasks.read(path).columns == ("title",)
+    table = tasks.read(path, known=("body",))
+    assert table.texts == [("b",), ("c",)] and table.columns == ("Body",)
+    assert tasks.read(path, known=("other",)).texts == [("t",), ("u",)]
+    assert tasks.read(path, ("2",), "3", known=("title",)).texts == [("b",), ("c",)]
+    with pytest.raises(LspError, match="gives one text a row, and the model was trained on pairs of texts: 'a', 'b'"):
+        tasks.read(path, known=("a", "b"))
+    with pytest.raises(LspError, match="pairs of texts a row, and the model was trained on one text"):
+        list(tasks.stream(str(path), ("title", "body"), known=("text",)))
+
+
 def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", tsv(("sentence", "label"), *ROWS) + "\n\n")
     assert tasks.read(path) == EXPECTED

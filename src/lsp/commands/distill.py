@@ -52,7 +52,7 @@ def run(
         inside.check(config, teacher.config, recipe.distill)
         readers = [config, teacher.config, *([proposer.config] if proposer else [])]
         length = min(recipe.data.sequence_length, *(each.max_length for each in readers))
-        how = labelled.Reading(teacher.tokenizer, length, problem)
+        how = labelled.Reading.of(teacher, length)
         sets = labelled.read_sets(files._replace(names=teacher.labels), how, progress)
         first = Classifier(teacher.config).score(teacher.params, sets.dev)
         params = initialise(config, recipe.train.seed)
@@ -74,7 +74,7 @@ def run(
             made["plain"] = _compared(last, plain, sets.dev, held.path / "train" / "plain", progress)
         return checkpoint.finish(
             held,
-            checkpoint.Model(config, student, teacher.tokenizer, teacher.labels),
+            checkpoint.Model(config, student, teacher.tokenizer, teacher.labels, teacher.columns),
             stage="distill",
             step=fitted.step,
             metrics=after["metrics"],

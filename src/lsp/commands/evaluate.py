@@ -39,7 +39,7 @@ def run(
     if errors is not None and (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
         raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
     base = checkpoint.open(start).expect("classes")
-    how = labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
+    how = labelled.Reading.of(base)
     table = labelled.read_table(data[0], columns, base.labels, how, slices)
     labelled.remark(table, data[0], progress)
     examples = how.examples(table)

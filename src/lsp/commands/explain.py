@@ -54,7 +54,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     params, config = dequantize(base.params), base.config
     explainer, classifier = Explainer(config, params), Classifier(config)
-    texts = [texts for texts, _ in itertools.islice(tasks.stream(source, columns[0]), MOST + 1)]
+    texts = [texts for texts, _ in itertools.islice(tasks.stream(source, columns[0], base.columns), MOST + 1)]
     if len(texts) > MOST:
         progress.warn(f"explaining the first {MOST} texts; there are more")
     with progress.task("explaining", min(len(texts), MOST)) as task:

@@ -38,6 +38,7 @@ def run(
             manifest |= {
                 "exported": kind,
                 "labels": list(base.labels),
+                "columns": list(base.columns),
                 "problem": base.config.problem,
                 "max_length": base.config.max_length,
                 "compared": compared,
@@ -75,4 +76,4 @@ def _compared(answer: parity.Answer, model: checkpoint.Model, out: Path, progres
 
 
 def _model(base: checkpoint.Checkpoint) -> checkpoint.Model:
-    return checkpoint.Model(base.config, base.params, base.tokenizer, base.labels)
+    return checkpoint.Model(base.config, base.params, base.tokenizer, base.labels, base.columns)

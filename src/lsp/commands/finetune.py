@@ -214,5 +214,5 @@ def _scores(made: dict[str, Any], task: glue.Task) -> list[float]:
 def _score(path: Path, file: Path, columns: labelled.Columns, length: int) -> Scores:
     """Of a finished run on another file, cut to `length` as the one in training is."""
     base = checkpoint.open(path)
-    how = labelled.Reading(base.tokenizer, min(length, base.config.max_length), base.config.problem)
+    how = labelled.Reading.of(base, length)
     return Classifier(base.config).score(base.params, labelled.read(file, columns, base.labels, how))

@@ -38,9 +38,9 @@ class Output(NamedTuple):
 def run(start: Path, source: str, columns: labelled.Columns, output: Output, progress: Any) -> None:
     """Writes one line for each row of `source`, in order, holding few rows at a time; what is on stdin is answered as
     it comes."""
-    answer = _answer(start, output.top)
+    answer, known = _answer(start, output.top)
     line: Callable[[Row, Row], str] = _json if output.as_json else _Tsv(progress).line
-    rows, done = tasks.stream(source, columns[0]), 0
+    rows, done = tasks.stream(source, columns[0], known), 0
     with progress.task("predicting", None) as task:
         chunks = iter(lambda: list(itertools.islice(rows, CHUNK)), [])
         for chunk in _as_they_come(rows) if source == "-" else chunks:
@@ -78,16 +78,18 @@ def _as_they_come(rows: Iterator[Read]) -> Iterator[list[Read]]:
             return
 
 
-def _answer(start: Path, top: int) -> Any:
-    """What makes rows of texts, by a run or by what was exported of one."""
+def _answer(start: Path, top: int) -> tuple[Any, tuple[str, ...]]:
+    """What makes rows of texts, by a run or by what was exported of one, and the columns that it was trained on."""
     if exported.holds(start):
         model = exported.open(start)
-        return _labels(_Classes(model.tokenizer, model.labels, model.problem, model.max_length, model.logits), top)
+        kept = _Classes(model.tokenizer, model.labels, model.problem, model.max_length, model.logits)
+        return _labels(kept, top), model.columns
     base = checkpoint.open(start).expect("classes", "words")
     if base.config.head == "words":
-        return _words(base, top or GUESSES)
+        return _words(base, top or GUESSES), ()
     logits = partial(Classifier(base.config).logits, jax.device_put(base.params))
-    return _labels(_Classes(base.tokenizer, base.labels, base.config.problem, base.config.max_length, logits), top)
+    kept = _Classes(base.tokenizer, base.labels, base.config.problem, base.config.max_length, logits)
+    return _labels(kept, top), base.columns
 
 
 class _Classes(NamedTuple):

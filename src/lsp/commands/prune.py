@@ -24,5 +24,5 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         fitted = stage.fit(stage.config, stage.floats(base.params), prune.gradual(recipe.prune, stage.steps))
         params = stage.formed(fitted.params)
         last, account = Classifier(stage.config).score(params, sets.dev), prune.footprint(params)
-        model = Model(stage.config, params, base.tokenizer, base.labels)
+        model = Model(stage.config, params, base.tokenizer, base.labels, base.columns)
         return stage.finished(model, last, fitted.summary(), account, {"sparsity": account["sparsity"]})

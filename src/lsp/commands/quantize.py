@@ -65,7 +65,7 @@ def run(
         params, kept = made.small, {}
         result: dict[str, Any] = {"before": base.size(), "after": {}, "gates": []}
         if dev is not None:
-            examples = labelled.read(dev, columns, base.labels, reading(base))
+            examples = labelled.read(dev, columns, base.labels, labelled.Reading.of(base))
             found, measured = judged(base, made, examples, recipe.quantize, progress)
             params, first, last = found.params, found.before, found.after
             result = measured | {"before": base.size() | first.summary(), "after": last.summary()}
@@ -73,7 +73,7 @@ def run(
             kept = {"float": result["kept_float"]} if result["kept_float"] else {}
         return checkpoint.finish(
             held,
-            checkpoint.Model(base.config, params, base.tokenizer, base.labels),
+            checkpoint.Model(base.config, params, base.tokenizer, base.labels, base.columns),
             stage="quantize",
             step=made.summary.get("step", base.manifest["step"]),
             metrics=result["after"].get("metrics", {}),
@@ -92,11 +92,6 @@ def _open(params: Tree, recipe: recipes.Quantization) -> bool:
     return left and recipe.applied() == recipes.Quantization().applied()
 
 
-def reading(base: checkpoint.Checkpoint) -> labelled.Reading:
-    """How examples are read to measure and to calibrate with."""
-    return labelled.Reading(base.tokenizer, base.config.max_length, base.config.problem)
-
-
 def converted(
     base: checkpoint.Checkpoint,
     recipe: recipes.Quantization,
@@ -107,7 +102,7 @@ def converted(
     """Without training, by a sample where the recipe asks for one."""
     sample = None
     if train is not None and recipe.calibrates:
-        how = reading(base)
+        how = labelled.Reading.of(base)
         table = labelled.read_table(train, columns, base.labels, how)
         sample = how.examples(calibrate.sample(table, recipe.sample))
         progress.say(f"calibrating on {len(sample)} examples")
@@ -124,8 +119,7 @@ def learnt(
 ) -> Made:
     """With training: the model learns in int8 to answer as it did in float."""
     config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
-    length = min(recipe.data.sequence_length, config.max_length)
-    how = labelled.Reading(base.tokenizer, length, config.problem)
+    how = labelled.Reading.of(base, recipe.data.sequence_length)
     sets = labelled.read_sets(files, how, progress)
     floats = dequantize(base.params)
     sets.train.wanted = answers(base, sets.train, progress)

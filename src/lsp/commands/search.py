@@ -256,8 +256,7 @@ class _Trial:
 
     def examples(self, model: checkpoint.Checkpoint) -> Examples:
         """The dev file as the model reads it."""
-        length = min(self.recipe.data.sequence_length, model.config.max_length)
-        how = labelled.Reading(model.tokenizer, length, model.config.problem)
+        how = labelled.Reading.of(model, self.recipe.data.sequence_length)
         return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
 
 

@@ -74,7 +74,9 @@ def run(
         params = stage.formed(params, layers)
         last = classifier.score(params, sets.dev)
         speed = {"speedup": wish.faster((base.config, base.params), (config, params))}
-        return stage.finished(Model(config, params, base.tokenizer, base.labels), last, made, speed, speed)
+        return stage.finished(
+            Model(config, params, base.tokenizer, base.labels, base.columns), last, made, speed, speed
+        )
 
 
 def _smaller(

@@ -30,7 +30,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         # Of whole texts, as far as the model reads them when it is used.
         all_of_it = stage.how._replace(length=base.config.max_length)
         counts = vocabulary.counted(read(files.train, all_of_it), base.config.vocab_size)
-        whole = Model(stage.config, base.params, base.tokenizer, base.labels)
+        whole = Model(stage.config, base.params, base.tokenizer, base.labels, base.columns)
         model, old = vocabulary.smaller(whole, counts, recipe.prune.pieces)
         how = stage.how._replace(words=model.tokenizer)
         dev = read(files.dev, how)

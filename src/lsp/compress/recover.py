@@ -76,8 +76,7 @@ class Stage(NamedTuple):
         unusable examples."""
         clock = Clock(options.budget)
         base = checkpoint.open(start).expect("classes")
-        length = min(recipe.data.sequence_length, base.config.max_length)
-        how = labelled.Reading(base.tokenizer, length, base.config.problem)
+        how = labelled.Reading.of(base, recipe.data.sequence_length)
         sets = labelled.read_sets(files._replace(names=base.labels), how, options.progress)
         return cls(held, base, how, sets, recipe, clock, options)
 

@@ -30,7 +30,8 @@ def smaller(model: Model, counts: np.ndarray, pieces: int) -> tuple[Model, np.nd
     embeddings = model.params["embeddings"]
     tokens = embeddings["tokens"] | {"table": _rows(embeddings["tokens"]["table"], old)}
     params = model.params | {"embeddings": embeddings | {"tokens": tokens}}
-    return Model(replace(model.config, vocab_size=words.size), params, words, model.labels), old
+    config = replace(model.config, vocab_size=words.size)
+    return model._replace(config=config, params=params, tokenizer=words), old
 
 
 def _rows(table: Any, rows: np.ndarray) -> Any:

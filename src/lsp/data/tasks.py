@@ -39,7 +39,9 @@ class Table:
     labels: list[Any]
     names: tuple[str, ...]
     groups: dict[str, list[str]] = field(default_factory=dict)  # cells of the columns that were asked for besides
-    passed: int = 0  # lines of `RAGGED` files that were passed by
+    passed: int = field(default=0, compare=False)  # lines of `RAGGED` files that were passed by
+    # What the columns of the texts are called; numbers from 1 where nothing names them.
+    columns: tuple[str, ...] = field(default=(), compare=False)
 
     def some(self, chosen: Iterable[int]) -> "Table":
         """The rows with the numbers `chosen` alone, in that order."""
@@ -49,7 +51,7 @@ class Table:
             return [cells[number] for number in numbers] if cells else []
 
         groups = {name: of(cells) for name, cells in self.groups.items()}
-        return Table(of(self.texts), of(self.labels), self.names, groups, self.passed)
+        return Table(of(self.texts), of(self.labels), self.names, groups, self.passed, self.columns)
 
 
 def read(
@@ -60,16 +62,18 @@ def read(
     problem: Problem = "single_label",
     slices: Sequence[str] = (),
     grow: bool = False,
+    known: Sequence[str] = (),
 ) -> Table:
     """The table in a file (`-` is standard input).
 
-    Columns are known by their usual names, or given: a name, or a number from 1 where there is no header. `labels`
+    Columns are known by their usual names, or given: a name, or a number from 1 where there is no header. Those that a
+    model was trained on, `known`, are looked for before the usual ones, and there must be as many of texts. `labels`
     are the classes there must be, which a file may also call by their numbers from 0; without them the file's own,
     sorted (as numbers where they are). With `grow` others may follow those. `slices` are columns to keep as `groups`.
     Raises LspError (exit 3, or 2 for a column option) naming the line.
     """
     path = str(path)
-    columns, rows = _table(path, tuple(text_columns), label_column, labelled=True)
+    columns, rows = _table(path, tuple(text_columns), label_column, labelled=True, known=known)
     if columns is None:
         raise _bad(f"{text.title(path)} is empty.", "Give a file with a row for each example.")
     texts: list[tuple[str, ...]] = []
@@ -84,7 +88,8 @@ def read(
         raise _bad(f"{text.title(path)} has a header and no rows.", "Give a file with a row for each example.")
     called = _called(columns.label or 0)
     if problem == "regression":
-        return Table(texts, [_number(value, f"{where}: {called}") for where, value in found], (), groups)
+        numbers = [_number(value, f"{where}: {called}") for where, value in found]
+        return Table(texts, numbers, (), groups, len(columns.short), columns.called())
     several = problem == "multi_label"
     named = [
         (where, [_label(each, f"{where}: {called}") for each in (_several(value) if several else [value])])
@@ -94,13 +99,16 @@ def read(
     names = tuple(labels) if labels is not None else _names(path, own)
     names += tuple(sorted({*own} - {*_places(names)})) if grow else ()
     indices = _indices(named, names)
-    return Table(texts, indices if several else [index for (index,) in indices], names, groups, len(columns.short))
+    found_labels = indices if several else [index for (index,) in indices]
+    return Table(texts, found_labels, names, groups, len(columns.short), columns.called())
 
 
-def stream(path: str, text_columns: Sequence[str] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def stream(
+    path: str, text_columns: Sequence[str] = (), known: Sequence[str] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """The texts of a file row by row, and what else a row holds, by the names of columns (numbers from 1 where there is
-    no header). Nothing but the current row is held. Errors as `read`."""
-    columns, rows = _table(path, tuple(text_columns), "", labelled=False)
+    no header). Nothing but the current row is held. `known` and errors as `read`."""
+    columns, rows = _table(path, tuple(text_columns), "", labelled=False, known=known)
     for where, row in rows:
         assert columns is not None
         yield columns.read_texts(row, where), columns.others(row)
@@ -118,6 +126,10 @@ class _Columns:
 
     def read_texts(self, row: Any, where: str) -> tuple[str, ...]:
         return tuple(text.string(_cell(row, name, where), f"{where}: {_called(name)}") for name in self.texts)
+
+    def called(self) -> tuple[str, ...]:
+        """The names of the columns of texts."""
+        return tuple(self.names[name] if isinstance(name, int) else name for name in self.texts)
 
     def label_of(self, row: Any, where: str) -> Any:
         """The cell with the label."""
@@ -141,7 +153,7 @@ class _Columns:
 
 
 def _table(
-    path: str, texts: tuple[str, ...], label: str, labelled: bool
+    path: str, texts: tuple[str, ...], label: str, labelled: bool, known: Sequence[str]
 ) -> tuple[_Columns | None, Iterator[tuple[str, Any]]]:
     """The columns to read and the rows, each with its place for messages. Nothing at all for an empty file."""
     numbered = _rows(path)
@@ -149,7 +161,14 @@ def _table(
     if first is None:
         return None, iter(())
     number, head = first
-    columns = _columns(path, head, texts, label, labelled)
+    columns = _columns(path, head, texts, label, labelled, known)
+    if known and len(columns.texts) != len(known):
+        kinds = ("", "one text", "pairs of texts")
+        raise _bad(
+            f"{text.title(path)} gives {kinds[len(columns.texts)]} a row, and the model was trained on "
+            f"{kinds[len(known)]}: {', '.join(map(repr, known))}.",
+            "Name what it is to read: --text-column NAME, twice for pairs.",
+        )
 
     def rows() -> Iterator[tuple[str, Any]]:
         for line, row in numbered if columns.headed else itertools.chain([first], numbered):
@@ -168,14 +187,16 @@ def _table(
     return columns, rows()
 
 
-def _columns(path: str, head: Any, texts: tuple[str, ...], label: str, labelled: bool) -> _Columns:
+def _columns(
+    path: str, head: Any, texts: tuple[str, ...], label: str, labelled: bool, known: Sequence[str]
+) -> _Columns:
     """Finds the columns in the first row or object."""
     if len(texts) > 2:
         raise LspError(f"{len(texts)} --text-columns: an example is one text or a pair.", hint="Give two at most.")
     keyed = isinstance(head, Mapping)
     names = [str(name) for name in head]
     header = {name.strip().lower(): name for name in reversed(names)}
-    usual = _usual_texts(header)
+    usual = tuple(known) if known and all(name.strip().lower() in header for name in known) else _usual_texts(header)
     if text.kind(path) == ".txt" and not (texts or labelled):  # a text a line, whatever the first one is
         return _Columns((0,), None, False, ("1",))
     if len(names) == 1 and not (keyed or texts or usual or labelled or text.kind(path) == ".csv"):

@@ -47,7 +47,7 @@ def main(run: str, base: str, given: str) -> None:
     models = [checkpoint.open(Path(path)) for path in (run, base)]
     timed, calls = [bench.of_run(model, "") for model in models], []
     for model, one in zip(models, timed, strict=True):
-        how = labelled.Reading(model.tokenizer, min(length, model.config.max_length), model.config.problem)
+        how = labelled.Reading.of(model, length)
         table = labelled.read_table(Path(file), (tuple(names), label), model.labels, how)
         calls.append(partial(one.many, how.examples(Table(table.texts[:most], table.labels[:most], table.names))))
     timings = bench.measure(bench.Case(calls, 1, most, {}), LIMITS)

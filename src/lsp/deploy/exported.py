@@ -24,6 +24,7 @@ class Exported:
     manifest: dict[str, Any]
     tokenizer: Tokenizer
     labels: tuple[str, ...]
+    columns: tuple[str, ...]  # what those of its texts were called in training
     problem: Problem
     max_length: int
     answer: Answer
@@ -53,6 +54,7 @@ def open(path: Path) -> Exported:
         manifest=manifest,
         tokenizer=tokenizer,
         labels=tuple(manifest["labels"]),
+        columns=tuple(manifest.get("columns", ())),
         problem=manifest["problem"],
         max_length=manifest["max_length"],
         answer=_answerer(path, kind),

@@ -11,6 +11,7 @@ import numpy as np
 
 from lsp import LspError
 from lsp import recipe as recipes
+from lsp.checkpoint import Checkpoint
 from lsp.data import batches, tasks, text
 from lsp.data.examples import Examples, example_numbers, in_batches
 from lsp.data.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Sets:
     train: Examples
     dev: Examples
     names: tuple[str, ...]
+    columns: tuple[str, ...] = ()  # what those of the texts are called
     balance: Examples | None = None  # of old and new classes, not trained on: by them a classifier that grew is judged
 
 
@@ -65,6 +67,13 @@ class Reading(NamedTuple):
     length: int
     problem: recipes.Problem = "single_label"
     grow: bool = False  # classes that are not among the names follow them
+    known: tuple[str, ...] = ()  # columns of texts that a classifier was trained on
+
+    @classmethod
+    def of(cls, base: Checkpoint, length: int | None = None) -> "Reading":
+        """As a classifier reads, cut to `length` tokens where that is less than it takes."""
+        most = base.config.max_length
+        return cls(base.tokenizer, min(length or most, most), base.config.problem, known=base.columns)
 
     def examples(self, table: tasks.Table) -> Examples:
         return Examples(table, self.words, self.length, self.problem)
@@ -82,6 +91,7 @@ def read_table(
         problem=how.problem,
         slices=slices,
         grow=how.grow,
+        known=how.known,
     )
 
 
@@ -114,10 +124,10 @@ def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, se
     dev = read(files.dev, files.columns, table.names, how)
     if dev.cut:
         cut = f"{dev.cut} of {len(dev)} dev examples are cut to {how.length} tokens"
-        progress.warn(f"{cut}; lsp evaluate cuts what the model can not read, no more")
+        progress.warn(f"{cut}; lsp evaluate reads all that the model can")
     if files.old_dev:
         balance = Examples.joined([dev, read(files.old_dev, files.columns, table.names, how)])
-    return Sets(examples, dev, table.names, balance)
+    return Sets(examples, dev, table.names, table.columns, balance)
 
 
 def weigh(examples: Examples, head: recipes.NewHead) -> None:
