@@ -131,8 +131,7 @@ def finish(
     """
     if isinstance(model, Checkpoint):
         for name in ("params", "tokenizer"):
-            shutil.rmtree(run.path / name, ignore_errors=True)
-            shutil.copytree(model.path / name, run.path / name)
+            _copy(model.path / name, run.path / name)
         layout = model.manifest["format"]
     else:
         layout = save_params(run.path / "params", model.params)
@@ -159,6 +158,15 @@ def finish(
     directory.seal(run.path, manifest)
     shutil.rmtree(run.path / "train", ignore_errors=True)
     return result
+
+
+def _copy(folder: Path, to: Path) -> None:
+    """The files of a folder in another, which is made anew. `shutil.copytree` would hide why it can't."""
+    shutil.rmtree(to, ignore_errors=True)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            (to / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to / path.relative_to(folder))
 
 
 def _used(path: Path) -> int:

@@ -15,7 +15,7 @@ UNIGRAM = 1  # of the kinds of models; the other that we train is BPE
 SPACE = "▁"
 # tokenizers' Unigram finds special pieces and bytes in text that spells them out, `[SEP]` or `<0x41>`; SentencePiece
 # never does. So such text is cut before its first letter: a piece that SentencePiece learnt is of one script.
-_SPELT = tokenizers.Regex(rf"\[(?=(?:{'|'.join(name[1:-1] for name in SPECIALS)})\])|<0(?=x[0-9A-F]{{2}}>)")
+SPELT = tokenizers.Regex(rf"\[(?=(?:{'|'.join(name[1:-1] for name in SPECIALS)})\])|<0(?=x[0-9A-F]{{2}}>)")
 
 
 def converted(words: Tokenizer, types: int) -> Published:
@@ -34,7 +34,7 @@ def converted(words: Tokenizer, types: int) -> Published:
         normal.insert(0, normalizers.Precompiled(charsmap))
     made.normalizer = normalizers.Sequence(normal)
     spaces = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
-    made.pre_tokenizer = pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(_SPELT, "merged_with_previous")])
+    made.pre_tokenizer = pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(SPELT, "merged_with_previous")])
     made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(SPACE, prepend_scheme="always")])
     made.add_special_tokens([*SPECIALS])
     second = ":1" if types > 1 else ""

@@ -120,10 +120,8 @@ class _Shared:
     def finished(self, trained: Any, made: dict[str, Any]) -> Trained:
         """The classifier, balanced and calibrated where the recipe asks for that."""
         params = jax.device_get(trainable.merged(trained, self.rest, self.scale))
-        model, head = (
-            checkpoint.Model(self.config, params, self.start.words, self.sets.names, self.sets.columns),
-            self.recipe.head,
-        )
+        sets, head = self.sets, self.recipe.head
+        model = checkpoint.Model(self.config, params, self.start.words, sets.names, sets.columns)
         found: dict[str, float] = {}
         if self.grows and self.sets.balance is not None and head.problem == "single_label":
             model, found["shift"] = self._balanced(model, self.grows, self.sets.balance)
