@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from tokenizers import Tokenizer
 
 from lsp import Exit, LspError
 from lsp.checkpoint import Model
+from lsp.data import published
 from lsp.data.examples import Examples
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import train
@@ -228,7 +231,12 @@ def test_words_have_one_table(folder: Path) -> None:
         ("hidden_act", "swish", "hidden_act"),
         ("hidden_act", ["gelu"], "hidden_act"),
         ("position_embedding_type", "relative_key", "position_embedding_type"),
-        ("layer_norm_eps", float("nan"), "epsilon"),
+        ("layer_norm_eps", float("nan"), "layer_norm_eps"),
+        ("layer_norm_eps", 10**400, "layer_norm_eps"),
+        ("num_hidden_layers", 1000, "encoder.layer.999."),
+        ("is_decoder", True, "is_decoder"),
+        ("hidden_act", "gelu_new", "exact GELU"),
+        ("id2label", {"0": "\ud800"}, "surrogates"),
         ("hidden_dropout_prob", {}, "hidden_dropout_prob"),
     ],
 )
@@ -236,6 +244,96 @@ def test_a_config_that_is_no_encoder_of_ours_is_refused(folder: Path, key: str, 
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     refused(folder, says)
+
+
+def edited(name: str, tmp_path: Path, file: str, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a folder in which a JSON file is another."""
+    folder = Path(shutil.copytree(GOLDEN / name, tmp_path / name, dirs_exist_ok=True))
+    table = json.loads((folder / file).read_text())
+    change(table)
+    (folder / file).write_text(json.dumps(table))
+    return folder
+
+
+def test_a_marker_that_was_added_is_found_in_a_text(tmp_path: Path) -> None:
+    def mark(table: dict[str, Any]) -> None:
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        table["added_tokens"].append({"id": table["model"]["vocab"]["the"], "content": "the"} | flags)
+
+    folder = edited("bert-classes", tmp_path, "tokenizer.json", mark)
+    theirs = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = huggingface.read(folder).model.tokenizer
+    for text in ("[SEP] a", "xthex the"):
+        typed = text.replace("[SEP]", "")
+        expected = theirs.encode(typed, add_special_tokens=False).ids
+        assert ours.theirs[ours.encode([typed])[0]].tolist() == expected
+    assert ours.encode(["[SEP]"])[0] != [3], "but what ends a text is text in it"
+
+
+def test_settings_count_more_than_the_tokenizers_file(tmp_path: Path) -> None:
+    words = huggingface.read(GOLDEN / "bert-classes").model.tokenizer
+    assert words.encode(["THE CAT"]) == words.encode(["the cat"])
+
+    def cased(table: dict[str, Any]) -> None:
+        table |= {"tokenizer_class": "BertTokenizer", "do_lower_case": False}
+
+    folder = edited("bert-classes", tmp_path, "tokenizer_config.json", cased)
+    words = huggingface.read(folder).model.tokenizer
+    assert words.encode(["THE CAT"]) != words.encode(["the cat"])
+
+
+def test_positions_of_roberta_follow_its_padding(tmp_path: Path) -> None:
+    folder = edited("roberta-classes", tmp_path, "config.json", lambda table: table.update(pad_token_id=0))
+    refused(folder, "pad_token_id is 0")
+    table = configs.Table(folder / "config.json", json.loads((folder / "config.json").read_text()))
+    assert configs.family(table).unused == 1
+
+
+def test_a_head_for_tokens_is_no_head_for_texts(tmp_path: Path) -> None:
+    def tokens(table: dict[str, Any]) -> None:
+        table["architectures"] = ["ModernBertForTokenClassification"]
+
+    model, extra = huggingface.read(edited("modernbert-classes", tmp_path, "config.json", tokens))
+    assert model.config.head == "none" and "classifier.weight" in extra
+
+
+def test_values_that_are_no_numbers_are_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    tensors[name] = tensors[name].copy()
+    tensors[name][0, 0] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    refused(folder, f"{name} holds NaN")
+
+
+def test_types_that_a_tokenizer_never_gives_are_not_learnt(tmp_path: Path) -> None:
+    def alike(table: dict[str, Any]) -> None:
+        for part in table["post_processor"]["pair"]:
+            for piece in part.values():
+                piece["type_id"] = 0
+
+    folder = edited("bert-classes", tmp_path, "tokenizer.json", alike)
+    plain, model = (huggingface.read(each).model for each in (GOLDEN / "bert-classes", folder))
+    assert (plain.config.types, model.config.types) == (2, 0)
+    table = plain.params["embeddings"]["positions"]["table"] + plain.params["embeddings"]["types"]["table"][0]
+    np.testing.assert_array_equal(model.params["embeddings"]["positions"]["table"], table)
+
+
+def test_older_files_say_what_was_added_and_who_wrote_them(tmp_path: Path) -> None:
+    words = json.loads((GOLDEN / "bert-classes" / "tokenizer.json").read_text())["model"]["vocab"]
+    lines = sorted(words, key=words.__getitem__)
+    (tmp_path / "vocab.txt").write_text("\n".join(lines) + "\n")
+    plain = published.find(tmp_path)
+    assert plain is not None and plain.size == len(words)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"covid19": len(words)}))
+    found = published.find(tmp_path)
+    assert found is not None and found.theirs[found.encode(["a covid19"])[0]].tolist()[-1] == len(words)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"covid19": len(words) + 7}))
+    with pytest.raises(LspError, match="was added as number"):
+        published.find(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    with pytest.raises(LspError, match="BertJapaneseTokenizer"):
+        published.find(tmp_path)
 
 
 def test_two_classes_have_two_names(tmp_path: Path) -> None:
@@ -254,6 +352,9 @@ def test_files_that_are_none_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     refused(folder, "pickle")
+    with pytest.raises(LspError) as told:
+        huggingface.read(folder)
+    assert "t.BertForPreTraining.from_pretrained" in told.value.hint and "AutoTokenizer" in told.value.hint
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../etc/passwd"}}')
     refused(folder, "does not name files beside it")
     (folder / "model.safetensors.index.json").unlink()

@@ -17,13 +17,20 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lsp import Exit, LspError
-from lsp.data.tokenizer import LARGEST_FILE, MASK, SEP, Tokenizer
+from lsp.data.tokenizer import LARGEST_FILE, MASK, SEP, SPECIALS, Tokenizer
 from lsp.manifest import read_bounded
 
-SETTINGS = "tokenizer_config.json"
-FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", SETTINGS)  # all that is read
+SETTINGS, ADDED = "tokenizer_config.json", "added_tokens.json"
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", SETTINGS, ADDED)  # all that is read
+# Who may have written the older files so that they say all there is to know; of other languages some cut words first.
+_ANY = ("PreTrainedTokenizer", "TokenizersBackend")
+WORD_PIECES, BYTE_PAIRS = (
+    (*_ANY, "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"),
+    (*_ANY, "RobertaTokenizer"),
+)
 # How the special pieces are written, by role; the first that a vocabulary has is the one.
 PADS, UNKNOWNS, MASKS = ("[PAD]", "<pad>"), ("[UNK]", "<unk>"), ("[MASK]", "<mask>")
+ENDS = ("[CLS]", "[SEP]", "<s>", "</s>")
 MOST_PIECES = 1 << 24
 LONGEST_WORD = 100  # characters; BERT's tokenizer takes longer words for unknown ones
 
@@ -43,8 +50,14 @@ class Published(Tokenizer):
         self.size = 1 + max(vocabulary.values(), default=-1)
         if not 5 <= self.size <= MOST_PIECES:
             raise _unusable(name, f"it has {self.size:,} ids")
-        ends = self._tokens.encode("", "").ids  # [CLS] [SEP] [SEP], of RoBERTa <s> </s> </s> </s>
-        if not 3 <= len(ends) <= 5 or len({*ends[1:]}) != 1:
+        try:
+            pair = self._tokens.encode("", "")
+            self._tokens.encode("\U00016800")  # a letter of Bamum, which is in no vocabulary
+        except BaseException as error:
+            raise _refused(name, error) from None
+        self.tells_apart = any(pair.type_ids)  # the second text of a pair from the first, by its type
+        ends = pair.ids  # [CLS] [SEP] [SEP], of RoBERTa <s> </s> </s> </s>
+        if not 3 <= len(ends) <= 5 or len({*ends[1:]}) != 1 or not 0 <= min(ends) <= max(ends) < self.size:
             raise _unusable(name, "it does not put one piece before a text and another behind it")
         self.between = (SEP,) * (len(ends) - 2)
         first = [_named(vocabulary, PADS, name), _unknown(model, vocabulary, name), *ends[:2]]
@@ -68,23 +81,80 @@ class Published(Tokenizer):
         found = ((int(index), self._tokens.id_to_token(int(self.theirs[index]))) for index in ids)
         return [(piece or "") if index <= MASK else self._written(piece or "") or "▁" for index, piece in found]
 
+    def called(self, published: int) -> str:
+        """The piece with a published id, as its makers write it."""
+        return self._tokens.id_to_token(published) or ""
+
 
 def find(folder: Path) -> Published | None:
     """The tokenizer whose files lie in `folder`, if any. Raises LspError (exit 4)."""
-    if (path := folder / Published.file).is_file():
-        return Published(read_bounded(path, LARGEST_FILE), str(path))
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    if (path := folder / "vocab.txt").is_file():
-        return Published(_word_pieces(path, settings), str(path))
-    if (path := folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return Published(_byte_pairs(path, folder / "merges.txt", settings), str(path))
-    return None
+    if (path := folder / Published.file).is_file():
+        if not settings:  # as lsp saves it, and then it is to be what it was
+            return Published(read_bounded(path, LARGEST_FILE), str(path))
+        made = _as_set(read_bounded(path, LARGEST_FILE), settings, str(path))
+    elif (path := folder / "vocab.txt").is_file():
+        _refuse_others(path, settings, WORD_PIECES)
+        made = _word_pieces(path, settings)
+    elif (path := folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        _refuse_others(path, settings, BYTE_PAIRS)
+        made = _byte_pairs(path, folder / "merges.txt", settings)
+    else:
+        return None
+    return _markers_kept(Published(made, str(path)), str(path))
+
+
+def _markers_kept(words: Published, name: str) -> Published:
+    """The same tokenizer, that finds in a text all added pieces but those that begin, end, fill and hide: a marker like
+    `[E1]`, which is a special piece too, is there to be written."""
+    table = json.loads(words.model)
+    roles, changed = {*words.theirs[: len(SPECIALS)].tolist()}, False
+    for each in table.get("added_tokens") or []:
+        if each.get("special") and each["id"] not in roles:
+            each["special"], changed = False, True
+    return Published(_dumped(table), name) if changed else words
+
+
+def _as_set(model: bytes, settings: dict[str, Any], name: str) -> bytes:
+    """A `tokenizer.json` as transformers has it once it has read `tokenizer_config.json`, which counts more."""
+    _parsed(model, name)
+    table = json.loads(model)
+    kind, changed = str(settings.get("tokenizer_class") or ""), False
+    wishes = [("pre_tokenizer", "ByteLevel", "add_prefix_space", "add_prefix_space")]
+    if not kind.startswith(_ANY):
+        names = {"do_lower_case": "lowercase", "tokenize_chinese_chars": "handle_chinese_chars"}
+        names |= {"strip_accents": "strip_accents"}
+        wishes += [("normalizer", "BertNormalizer", theirs, own) for theirs, own in names.items()]
+    for part, of, theirs, own in wishes:
+        found = table.get(part)
+        if isinstance(found, dict) and found.get("type") == of and theirs in settings:
+            wanted = settings[theirs] if settings[theirs] is None else bool(settings[theirs])
+            changed |= found.get(own) != wanted
+            found[own] = wanted
+    return _dumped(table) if changed else model
+
+
+def _dumped(table: Any) -> bytes:
+    return json.dumps(table, ensure_ascii=False).encode()
+
+
+def _refuse_others(path: Path, settings: dict[str, Any], known: Sequence[str]) -> None:
+    """Raises LspError (exit 4) for the files of a tokenizer that does more than they say."""
+    kind = str(settings.get("tokenizer_class") or known[-1])
+    own = settings.get("auto_map") or settings.get("word_tokenizer_type")
+    if own or kind.removesuffix("Fast") not in known:
+        raise LspError(
+            f"{path} is of a {kind}, which lsp can't follow by that file alone.",
+            hint="Put its tokenizer.json beside it, where there is one.",
+            code=Exit.ARTIFACT,
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a small file. Raises LspError (exit 4)."""
     try:
         table = json.loads(read_bounded(path, 64 << 20))
+        _dumped(table)  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise LspError(f"{path} is not JSON: {error}.", code=Exit.ARTIFACT) from None
     if not isinstance(table, dict):
@@ -117,7 +187,7 @@ def _unusable(name: str, why: str) -> LspError:
 def _named(vocabulary: dict[str, int], names: Sequence[str], where: str) -> int:
     found = next((vocabulary[name] for name in names if name in vocabulary), None)
     if found is None:
-        raise _unusable(where, f"it has neither {' nor '.join(names)}")
+        raise _unusable(where, f"it has no {' or '.join(names)}")
     return found
 
 
@@ -144,6 +214,7 @@ def _word_pieces(path: Path, settings: dict[str, Any]) -> bytes:
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()
     made.add_special_tokens([name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if name in vocabulary])
+    _add(made, path, settings)
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -164,10 +235,33 @@ def _byte_pairs(path: Path, merges: Path, settings: dict[str, Any]) -> bytes:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space", False)))
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens([name for name in ("<s>", "<pad>", "</s>", "<unk>", "<mask>") if name in vocabulary])
+    _add(made, path, settings)
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", cls), ("</s>", sep)]
     )
     return made.to_str(pretty=True).encode()
+
+
+def _add(made: Any, path: Path, settings: dict[str, Any]) -> None:
+    """Adds the pieces that came to a vocabulary later, as the files beside it say. Raises LspError (exit 4)."""
+    beside = path.with_name(ADDED)
+    pieces: dict[str, Any] = {}
+    for content, number in (read_json(beside) if beside.is_file() else {}).items():
+        pieces[str(number)] = {"content": content}
+    decoder = settings.get("added_tokens_decoder")
+    pieces |= decoder if isinstance(decoder, dict) else {}
+    if not all(number.isdecimal() and isinstance(piece, dict) for number, piece in pieces.items()):
+        raise _unusable(str(path), "the pieces that were added to it have no numbers")
+    for number, piece in sorted(pieces.items(), key=lambda item: int(item[0])):
+        content, special = piece.get("content"), bool(piece.get("special"))
+        if not isinstance(content, str) or not content:
+            raise _unusable(str(path), f"the piece that was added as number {number} is no text")
+        flags = {name: bool(piece.get(name)) for name in ("lstrip", "rstrip", "single_word")}
+        token = tokenizers.AddedToken(content, normalized=bool(piece.get("normalized", not special)), **flags)
+        if made.token_to_id(content) is None or content not in (*PADS, *UNKNOWNS, *MASKS, *ENDS):
+            (made.add_special_tokens if special else made.add_tokens)([token])
+        if made.token_to_id(content) != int(number):
+            raise _unusable(str(path), f"{content!r} was added as number {number}, and is {made.token_to_id(content)}")
 
 
 def _lines(path: Path) -> list[str]:

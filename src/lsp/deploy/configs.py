@@ -60,7 +60,7 @@ class Table:
 
     def number(self, key: str, default: float) -> float:
         value = self.values.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:
             raise self.wrong(f"{key} is {_shown(value)}, not a number")
         return float(value)
 
@@ -81,7 +81,9 @@ def family(table: Table) -> Family:
     if not isinstance(kind, str) or kind not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise table.wrong(f"model_type is {_shown(kind)}, and lsp reads {known}{nearest(str(kind), FAMILIES)}")
-    return FAMILIES[kind]
+    found = FAMILIES[kind]
+    # Positions of RoBERTa follow that of its padding.
+    return found._replace(unused=table.whole("pad_token_id", found.unused - 1) + 1) if found.unused else found
 
 
 def read(table: Table, family: Family) -> ModelConfig:
@@ -116,6 +118,13 @@ def problem(table: Table, names: Sequence[str]) -> Problem:
     return found
 
 
+def exact(table: Table, family: Family) -> None:
+    """Raises LspError (exit 4) where the head for words has another activation than the exact GELU."""
+    key = KEYS[family.model_type].activation
+    if ACTIVATIONS[table.only(key, *ACTIVATIONS)] != "gelu":
+        raise table.wrong(f"{key} is {_shown(table.values[key])}, and lsp guesses words through the exact GELU")
+
+
 def labels(table: Table) -> tuple[str, ...]:
     """The names of the outputs, in order. Raises LspError (exit 4)."""
     names = table.values.get("id2label")
@@ -143,6 +152,8 @@ def write(config: ModelConfig, words: Published, labels: Sequence[str]) -> tuple
         raise _not_theirs("its layers differ in shape, or from its width, as pruning makes them")
     bert = DISTILBERT if config.pooler_activation == "relu" else BERT
     family = MODERNBERT if config.preset == "modern" else bert
+    if family is not MODERNBERT and config.head == "words" and config.activation != "gelu":
+        raise _not_theirs("its words are guessed through the exact GELU, and its layers have the other")
     keys = KEYS[family.model_type]
     table: dict[str, Any] = {
         "model_type": family.model_type,
@@ -237,6 +248,7 @@ def _layers(table: Table, keys: Keys) -> tuple[Layer, ...]:
 
 def _own_of_bert(table: Table) -> dict[str, Any]:
     table.only("position_embedding_type", "absolute", None)
+    table.only("is_decoder", False, None)
     return {"types": table.whole("type_vocab_size", 2), "epsilon": table.number("layer_norm_eps", 1e-12)}
 
 
@@ -249,6 +261,9 @@ def _own_of_modernbert(table: Table) -> dict[str, Any]:
         table.only(key, False)
     table.only("classifier_activation", "gelu")
     table.only("decoder_bias", True)
+    table.only("rope_scaling", None)
+    if (sees := table.whole("local_attention", 128)) < 2:
+        raise table.wrong(f"local_attention is {sees}: its tokens see nobody")
     layers = _layers(table, KEYS["modernbert"])
     every = table.whole("global_attn_every_n_layers", 3) or 1
     kinds = table.values.get("layer_types") or [
@@ -265,7 +280,7 @@ def _own_of_modernbert(table: Table) -> dict[str, Any]:
         own = Table(table.path, of if isinstance(of := rotary.get(kind), dict) else {})
         own.only("rope_type", "default")
         base = own.number("rope_theta", table.number(*bases[kind]))
-        window = table.whole("local_attention", 128) // 2 if kind == "sliding_attention" else 0
+        window = sees // 2 if kind == "sliding_attention" else 0
         shaped.append(dataclasses.replace(layer, window=window, rotary_base=base))
     return {
         "layers": tuple(shaped),

@@ -20,9 +20,9 @@ from lsp import Exit, LspError
 from lsp.checkpoint import Model
 from lsp.data import published
 from lsp.data.published import Published
-from lsp.data.tokenizer import SPECIALS, Tokenizer
+from lsp.data.tokenizer import PAD, SPECIALS
 from lsp.deploy import configs
-from lsp.deploy.families import BERT, Family, Head, Names
+from lsp.deploy.families import BERT, DISTILBERT, Family, Head, Names
 from lsp.deploy.layout import (
     BIAS,
     POSITIONS,
@@ -56,6 +56,8 @@ SUFFIXES = {
     ("words", False): "ForMaskedLM",
     ("classes", False): "ForSequenceClassification",
 }
+# Heads that are named and shaped like one that lsp has, and are another.
+OTHER_HEADS = ("ForTokenClassification", "ForMultipleChoice", "ForQuestionAnswering", "ForNextSentencePrediction")
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
     "  It's  3.14159 o'clock,\tat\nnaïve Café №5 ½ — don't!  ",
@@ -99,10 +101,11 @@ def read(path: Path) -> Imported:
     config = configs.read(table, family)
     with ExitStack() as stack:
         tensors = Tensors(path, stack)
+        _refuse_shallow(path, family, config, tensors)
         prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors.names) else ""
-        head = _head(family, prefix, tensors)
+        head = _head(family, prefix, tensors, table)
         labels = configs.labels(table) if head.kind == "classes" else ()
-        config, words = _with_head(config, head, len(labels)), _tokenizer(path, config)
+        config, words = _with_head(config, head, len(labels)), _tokenizer(path, config, family)
         if labels:
             config = dataclasses.replace(config, problem=configs.problem(table, labels))
             labels = () if config.problem == "regression" else labels
@@ -118,8 +121,8 @@ def read(path: Path) -> Imported:
         if config.head == "words":
             _refuse_untied(path, tensors, flat[VOCABULARY])
     _settle(flat, family, words)
-    if config.types == 1:  # the only one is added to every position
-        flat[POSITIONS] = flat[POSITIONS] + flat.pop(TYPES)
+    if config.types == 1 or (config.types and not words.tells_apart):  # one type alone is added to every position
+        flat[POSITIONS] = flat[POSITIONS] + flat.pop(TYPES)[:1]
         config = dataclasses.replace(config, types=0)
     return Imported(Model(config, nested(flat), words, labels), extra)
 
@@ -178,15 +181,26 @@ class Tensors:
                 self.names[ours] = (opened, name)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """As float32."""
+        """As float32. Raises LspError (exit 4) for values that are no numbers, or too large."""
         file, stored = self.names[name]
-        return np.asarray(file.get_tensor(stored)).astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = np.asarray(file.get_tensor(stored)).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise LspError(f"{self.path}: {name} holds NaN or infinity.", code=Exit.ARTIFACT)
+        return values
 
     def header(self, name: str) -> tuple[str, list[int]]:
         """Type and shape, without reading the values."""
         file, stored = self.names[name]
         entry = file.get_slice(stored)
         return entry.get_dtype(), entry.get_shape()
+
+
+def _refuse_shallow(path: Path, family: Family, config: ModelConfig, tensors: Tensors) -> None:
+    """Raises LspError (exit 4) where there are fewer layers than the config says, before all are laid out."""
+    name = family.encoder["layers.{}.feedforward.down"].format(len(config.layers) - 1) + ".weight"
+    if not {name, family.prefix + name} & tensors.names.keys():
+        raise LspError(f"{path} is no whole {family.model_type} model: no {name}.", code=Exit.ARTIFACT)
 
 
 def _refuse_misfit(
@@ -222,11 +236,17 @@ def _refuse_untied(path: Path, tensors: Tensors, table: np.ndarray) -> None:
             )
 
 
-def _head(family: Family, prefix: str, tensors: Tensors) -> Head:
-    """The head that the tensors are of."""
+def _head(family: Family, prefix: str, tensors: Tensors, table: configs.Table) -> Head:
+    """The head that the tensors are of. Raises LspError (exit 4) for one that lsp would take for another."""
+    named = table.values.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
     for head in family.heads:
+        if architecture.endswith(OTHER_HEADS) and head.kind in ("classes", "words"):
+            continue
         names = bare(family, head.names, prefix)
         if f"{[*names.values()][-1]}.weight" in tensors.names:
+            if head.kind == "words" and family in (BERT, DISTILBERT):
+                configs.exact(table, family)
             return head._replace(names=names)
     return Head("none", {})
 
@@ -285,7 +305,7 @@ def prefixed(prefix: str, names: str) -> str:
     return " ".join(prefix + name for name in names.split())
 
 
-def _settle(flat: Flat, family: Family, words: Tokenizer) -> None:
+def _settle(flat: Flat, family: Family, words: Published) -> None:
     """Puts the rows of the vocabulary where ours are, and leaves out positions that no token is at."""
     for name in {VOCABULARY, BIAS} & flat.keys():
         flat[name] = renumbered(flat[name], words)
@@ -304,22 +324,30 @@ def _weight_files(path: Path) -> list[Path]:
     if (path / INDEX).is_file():
         table = published.read_json(path / INDEX).get("weight_map")
         names = sorted({*map(str, table.values())}) if isinstance(table, dict) else []
-        if not names or any(Path(name).name != name for name in names):
+        if not names or any(Path(name).name != name or len(name.encode()) > 255 for name in names):
             raise LspError(f"{path / INDEX} does not name files beside it.", code=Exit.ARTIFACT)
         return [path / name for name in names]
     pickled = next((name for name in PICKLES if (path / name).exists()), None)
     if pickled:
         raise LspError(
             f"{path} has its weights in {pickled}, a pickle, and those can run anything; lsp reads {WEIGHTS} only.",
-            hint="Where you trust it, with torch and transformers: "
-            f"AutoModel.from_pretrained('{path}').save_pretrained('DIR', safe_serialization=True)",
+            hint="Where you trust it, in a Python with torch: import transformers as t; "
+            f"t.{_class(path)}.from_pretrained('{path}').save_pretrained('DIR'); "
+            f"t.AutoTokenizer.from_pretrained('{path}').save_pretrained('DIR')",
             code=Exit.ARTIFACT,
         )
     raise LspError(f"{path} holds no {WEIGHTS}.", hint=f"Its files: {_files(path)}.", code=Exit.ARTIFACT)
 
 
-def _tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
-    words = Tokenizer.find(path)
+def _class(path: Path) -> str:
+    """The class of transformers that reads a folder with its head."""
+    named = published.read_json(path / CONFIG).get("architectures") if recognised(path) else None
+    name = named[0] if isinstance(named, list) and named else None
+    return name if isinstance(name, str) and name.isidentifier() else "AutoModel"
+
+
+def _tokenizer(path: Path, config: ModelConfig, family: Family) -> Published:
+    words = published.find(path)
     if words is None:
         raise LspError(
             f"{path} holds no tokenizer that lsp reads: no {', '.join(published.FILES[:2])}.",
@@ -329,6 +357,13 @@ def _tokenizer(path: Path, config: ModelConfig) -> Tokenizer:
     if words.size > config.vocab_size:
         raise LspError(
             f"{path}: its tokenizer has {words.size:,} ids and its model {config.vocab_size:,}.", code=Exit.ARTIFACT
+        )
+    filler = family.unused - 1  # of RoBERTa: what stands in a text with this id has no position of its own
+    if filler >= 0 and filler < words.size and words.theirs[PAD] != filler and "unused" not in words.called(filler):
+        raise LspError(
+            f"{path}: pad_token_id is {filler} in {CONFIG}, and its tokenizer fills up with {words.theirs[PAD]}; a "
+            f"text may hold {words.called(filler)!r}.",
+            code=Exit.ARTIFACT,
         )
     return words
 
