@@ -36,6 +36,7 @@ def split(params: Tree, adapt: recipes.Adapt, seed: int) -> tuple[Tree, Tree]:
             key = "adapt.reinitialise" if adapt.reinitialise else f"adapt.freeze = {adapt.freeze}"
             raise LspError(f"{key} leaves nothing to be added to by adapt.lora_rank.", hint="Leave one of them out.")
         heads = {part: params[part] for part in HEADS}
+        check(params, adapt.lora_rank)
         trained = heads | {"layers": _additions(above, adapt.lora_rank, np.random.default_rng(seed))}
         return trained, {part: tree for part, tree in params.items() if part not in HEADS}
     if adapt.freeze:
