@@ -1,6 +1,7 @@
 """Int8 products against NumPy, and what must not change them: batch, padding, devices, export."""
 
 import os
+import platform
 import subprocess
 import sys
 import warnings
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jax import export
 
+from lsp import processor
 from lsp.model import int8
 from lsp.model.int8 import Int8, matmul, quantize_array, take
 
@@ -199,14 +201,17 @@ def test_training_int8_is_refused_in_words() -> None:
         jax.grad(lambda x: matmul(x, w8).sum())(jnp.ones((2, 16)))
 
 
-def test_export_keeps_int8_with_any_batch_on_every_platform() -> None:
+@pytest.mark.parametrize("vnni", [True, False])
+def test_export_keeps_int8_with_any_batch_on_every_platform(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "multiplies_int8", lambda: vnni)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     w8 = quantize_array(normal(64, 32), 1)
     rows, tokens = export.symbolic_shape("rows, tokens")
     shape = jax.ShapeDtypeStruct((rows, tokens, 64), jnp.float32)
     x = jnp.asarray(normal(3, 5, 64))
     exported = export.export(jax.jit(lambda x: matmul(x, w8)), platforms=["cpu"])(shape)
     np.testing.assert_array_equal(exported.call(x), matmul(x, w8))
-    assert "ui8>, tensor<64x32xi8>" in exported.mlir_module()
+    assert f"{'ui8' if vnni else 'i8'}>, tensor<64x32xi8>" in exported.mlir_module()
     elsewhere = export.export(jax.jit(lambda x: matmul(x, w8)), platforms=["cuda", "tpu"])(shape)
     assert "xi8>, tensor<64x32xi8>" in elsewhere.mlir_module() and "ui8" not in elsewhere.mlir_module()
 
@@ -214,11 +219,32 @@ def test_export_keeps_int8_with_any_batch_on_every_platform() -> None:
 def test_without_the_mixed_dot_the_plain_one_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     w8 = quantize_array(normal(64, 32), 1)
     x = jnp.asarray(normal(5, 64))
-    want = matmul(x, w8)
+    monkeypatch.setattr(int8, "_mixed_pays", lambda: True)
+    mixed = jax.jit(lambda x: matmul(x, w8))
+    assert "ui8" in mixed.lower(x).as_text()
+    want = mixed(x)
     monkeypatch.setattr(int8, "_mixed_works", lambda: False)
     plain = jax.jit(lambda x: matmul(x, w8))
     assert "ui8" not in plain.lower(x).as_text()
     np.testing.assert_array_equal(plain(x), want)
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "pays"),
+    [
+        ("x86_64", "flags : fma avx2 avx512_vnni", True),
+        ("x86_64", "flags : fma avx2 avx_vnni", True),
+        ("x86_64", "flags : fma avx2", False),
+        ("x86_64", "", True),  # nobody says
+        ("aarch64", "Features : fp asimd", True),
+    ],
+)
+def test_the_mixed_dot_is_for_processors_that_are_fast_at_it(
+    machine: str, features: str, pays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "features", lambda: features)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert int8._mixed_pays() == pays
 
 
 def test_a_failing_self_check_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,13 @@ recipe answer before jax is loaded.
 
 import io
 import os
-import platform
 import sys
 import traceback
-import zlib
 from collections.abc import Sequence
-from contextlib import suppress
 
 import typer
 
-from lsp import Exit, Stopped, cache, console, interrupt
+from lsp import Exit, Stopped, cache, console, interrupt, processor
 from lsp.allocator import keep_freed_memory
 from lsp.arguments import spread
 from lsp.cli import compress, corpus, exchange, labels, runs  # noqa: F401  they add their commands, in this order
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     # Both are read when jax is loaded: XLA's own chatter off, compiled programs kept between runs.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.folder("jax") / processor()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.folder("jax") / processor.kind()))
     keep_freed_memory(one_heap=command_in(words) not in ANSWERING)
     try:
         with interrupt.listening():
@@ -50,15 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort) else "failed"
         console.fail(failure, "--json" in words, command_in(words), status)
         return int(failure.code)
-
-
-def processor() -> str:
-    """The kind of processor, as a name: compiled programs of another kind do not run here, and a home may be shared."""
-    kind = platform.machine()
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-        kind += f"-{zlib.crc32(flags.encode()):08x}"
-    return kind
 
 
 def command_in(words: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsp import __version__, console
+from lsp import __version__, console, processor
 
 PACKAGES = ("flax", "optax", "orbax.checkpoint", "grain", "sentencepiece", "numpy")
 SETUP = "bash scripts/setup.sh"
@@ -109,7 +109,6 @@ def available_memory() -> int | None:
 
 def _int8() -> Iterator[Finding]:
     """Whether int8 products are fast here, and whether they are right: against NumPy, on values at the extremes."""
-    vnni = cpu_has("avx512_vnni") or cpu_has("avx_vnni") or cpu_has("asimddp")
     try:
         import jax.numpy as jnp
         import numpy as np
@@ -129,18 +128,10 @@ def _int8() -> Iterator[Finding]:
         yield Finding("int8", "failed", "products differ from NumPy's", f"Install the locked versions: {SETUP}")
     elif said:
         yield Finding("int8", "warn", str(said[0].message), "int8 models work here, but are not faster.")
-    elif not vnni:
-        yield Finding("int8", "warn", "right, but this CPU has no VNNI", "int8 models are smaller, perhaps not faster.")
+    elif not processor.multiplies_int8():
+        yield Finding("int8", "warn", "right, but this CPU has no VNNI", "int8 models are smaller, hardly faster.")
     else:
         yield Finding("int8", "ok", "right, and this CPU multiplies int8 (VNNI)")
-
-
-def cpu_has(flag: str) -> bool:
-    """Whether /proc/cpuinfo lists the instruction set; False where there is no such file."""
-    try:
-        return f" {flag} " in Path("/proc/cpuinfo").read_text().replace("\n", " ")
-    except OSError:
-        return False
 
 
 def _cache() -> Iterator[Finding]:

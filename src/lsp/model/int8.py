@@ -7,11 +7,13 @@ exactly in int32.
 
 On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
 128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
-to int32 first. Hence two small primitives; elsewhere they lower to an ordinary int8 x int8 -> int32 dot.
+to int32 first. Hence two small primitives; elsewhere, and where an x86 has no VNNI, they lower to an ordinary int8 x
+int8 -> int32 dot. The sums are the same whole numbers in each.
 """
 
 import abc
 import functools
+import platform
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
 from jax.interpreters import mlir
 
+from lsp import processor
 from lsp.model.lowrank import LowRank
 
 LARGEST = 127  # -128 is never used, so a weight and its negation both exist
@@ -217,7 +220,7 @@ def _lower_mixed(ctx: Any, u: ir.Value, q: ir.Value, *, transpose: bool) -> list
 
 
 def _lower_cpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bool) -> Any:
-    rule = mlir.lower_fun(_biased if _mixed_works() else _plain, multiple_results=False)
+    rule = mlir.lower_fun(_biased if _mixed_pays() and _mixed_works() else _plain, multiple_results=False)
     return rule(ctx, *operands, transpose=transpose)
 
 
@@ -235,6 +238,12 @@ _define(_mixed)
 mlir.register_lowering(_mixed, _lower_mixed)
 mlir.register_lowering(_dot, mlir.lower_fun(_plain, multiple_results=False))
 mlir.register_lowering(_dot, _lower_cpu, platform="cpu")
+
+
+def _mixed_pays() -> bool:
+    """Whether the mixed dot is the fast one. On an x86 without VNNI XLA takes ten times as long for it as for the plain
+    one. Not measured here: a program must not be another with each process."""
+    return processor.multiplies_int8() is not False or platform.machine() not in processor.X86
 
 
 @functools.cache

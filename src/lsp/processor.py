@@ -1,0 +1,29 @@
+"""The processor that this runs on, as Linux describes it. Standard library only."""
+
+import functools
+import platform
+import zlib
+
+X86 = ("x86_64", "AMD64")
+
+
+@functools.cache
+def features() -> str:
+    """The line of /proc/cpuinfo with its instruction sets; empty where there is none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""
+
+
+def kind() -> str:
+    """A name: programs that are compiled for one do not run on another, and a home may be shared by both."""
+    return platform.machine() + (f"-{zlib.crc32(features().encode()):08x}" if features() else "")
+
+
+def multiplies_int8() -> bool | None:
+    """Whether it has an instruction for sums of int8 products (VNNI, or ARM's dot product); None where nobody says."""
+    if not features():
+        return None
+    return not {"avx512_vnni", "avx_vnni", "asimddp"}.isdisjoint(features().split())
