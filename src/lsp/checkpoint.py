@@ -38,6 +38,11 @@ class Checkpoint:
         """What the columns of the texts that a classifier was trained on are called; nothing where nobody knows."""
         return tuple(self.manifest.get("task", {}).get("columns", ()))
 
+    @property
+    def model(self) -> "Model":
+        """What a stage begins with, to `_replace` what it makes another."""
+        return Model(self.config, self.params, self.tokenizer, self.labels, self.columns)
+
     def size(self) -> dict[str, int]:
         """Bytes needed to use the model (params/ and tokenizer/) and its parameters."""
         return {"parameters": count(self.params), "bytes": _used(self.path)}

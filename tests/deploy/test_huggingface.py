@@ -331,6 +331,13 @@ def test_older_files_say_what_was_added_and_who_wrote_them(tmp_path: Path) -> No
     (tmp_path / "added_tokens.json").write_text(json.dumps({"covid19": len(words) + 7}))
     with pytest.raises(LspError, match="was added as number"):
         published.find(tmp_path)
+    (tmp_path / "added_tokens.json").unlink()
+    for number in ("9" * 5000, "x", "-1"):
+        (tmp_path / "tokenizer_config.json").write_text(
+            json.dumps({"added_tokens_decoder": {number: {"content": "a"}}})
+        )
+        with pytest.raises(LspError, match="no numbers"):
+            published.find(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(LspError, match="BertJapaneseTokenizer"):
         published.find(tmp_path)

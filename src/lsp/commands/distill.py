@@ -74,7 +74,7 @@ def run(
             made["plain"] = _compared(last, plain, sets.dev, held.path / "train" / "plain", progress)
         return checkpoint.finish(
             held,
-            checkpoint.Model(config, student, teacher.tokenizer, teacher.labels, teacher.columns),
+            teacher.model._replace(config=config, params=student),
             stage="distill",
             step=fitted.step,
             metrics=after["metrics"],

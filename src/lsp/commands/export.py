@@ -50,22 +50,20 @@ def run(
 def _to_huggingface(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
     if any_quantized(base.params) or pruned(base.manifest):
         progress.warn("what was compressed is written as float32: that format holds nothing smaller")
-    files = [*huggingface.write(_model(base), out), README]
+    files = [*huggingface.write(base.model, out), README]
     directory.write_atomically(out / README, card(base.manifest, base.path.name))
     return files, {}
 
 
 def _to_onnx(base: checkpoint.Checkpoint, out: Path, progress: Any, runtime: onnx.Runtime) -> Made:
-    model = _model(base)
-    files = [*onnx.write(model, out, runtime), README]
-    directory.write_atomically(out / README, card(base.manifest, base.path.name, "onnx") + onnx.usage(model.config))
-    return files, {"runtime": runtime} | _compared(onnx.answerer(out), model, out, progress)
+    files = [*onnx.write(base.model, out, runtime), README]
+    directory.write_atomically(out / README, card(base.manifest, base.path.name, "onnx") + onnx.usage(base.config))
+    return files, {"runtime": runtime} | _compared(onnx.answerer(out), base.model, out, progress)
 
 
 def _to_stablehlo(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
-    model = _model(base)
-    files = stablehlo.write(model, out)
-    return files, _compared(stablehlo.answerer(out), model, out, progress)
+    files = stablehlo.write(base.model, out)
+    return files, _compared(stablehlo.answerer(out), base.model, out, progress)
 
 
 def _compared(answer: parity.Answer, model: checkpoint.Model, out: Path, progress: Any) -> dict[str, Any]:
@@ -73,7 +71,3 @@ def _compared(answer: parity.Answer, model: checkpoint.Model, out: Path, progres
     compared = parity.compare(answer, model)
     parity.refuse(out, compared)
     return compared
-
-
-def _model(base: checkpoint.Checkpoint) -> checkpoint.Model:
-    return checkpoint.Model(base.config, base.params, base.tokenizer, base.labels, base.columns)

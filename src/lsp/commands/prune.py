@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from lsp import recipe as recipes
-from lsp.checkpoint import Model
 from lsp.compress import prune
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.teacher import answers
@@ -24,5 +23,5 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         fitted = stage.fit(stage.config, stage.floats(base.params), prune.gradual(recipe.prune, stage.steps))
         params = stage.formed(fitted.params)
         last, account = Classifier(stage.config).score(params, sets.dev), prune.footprint(params)
-        model = Model(stage.config, params, base.tokenizer, base.labels, base.columns)
+        model = base.model._replace(config=stage.config, params=params)
         return stage.finished(model, last, fitted.summary(), account, {"sparsity": account["sparsity"]})

@@ -73,7 +73,7 @@ def run(
             kept = {"float": result["kept_float"]} if result["kept_float"] else {}
         return checkpoint.finish(
             held,
-            checkpoint.Model(base.config, params, base.tokenizer, base.labels, base.columns),
+            base.model._replace(params=params),
             stage="quantize",
             step=made.summary.get("step", base.manifest["step"]),
             metrics=result["after"].get("metrics", {}),

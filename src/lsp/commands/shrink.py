@@ -10,7 +10,6 @@ import numpy as np
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.checkpoint import Model
 from lsp.compress import latency, structure, width
 from lsp.compress.depth import with_layers
 from lsp.compress.prune import pruned
@@ -74,9 +73,7 @@ def run(
         params = stage.formed(params, layers)
         last = classifier.score(params, sets.dev)
         speed = {"speedup": wish.faster((base.config, base.params), (config, params))}
-        return stage.finished(
-            Model(config, params, base.tokenizer, base.labels, base.columns), last, made, speed, speed
-        )
+        return stage.finished(base.model._replace(config=config, params=params), last, made, speed, speed)
 
 
 def _smaller(

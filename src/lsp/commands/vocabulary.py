@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lsp import recipe as recipes
-from lsp.checkpoint import Model
 from lsp.compress import vocabulary
 from lsp.compress.recover import Stage, claimed
 from lsp.compress.teacher import answers
@@ -30,7 +29,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         # Of whole texts, as far as the model reads them when it is used.
         all_of_it = stage.how._replace(length=base.config.max_length)
         counts = vocabulary.counted(read(files.train, all_of_it), base.config.vocab_size)
-        whole = Model(stage.config, base.params, base.tokenizer, base.labels, base.columns)
+        whole = base.model._replace(config=stage.config)
         model, old = vocabulary.smaller(whole, counts, recipe.prune.pieces)
         how = stage.how._replace(words=model.tokenizer)
         dev = read(files.dev, how)

@@ -24,10 +24,8 @@ SETTINGS, ADDED = "tokenizer_config.json", "added_tokens.json"
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", SETTINGS, ADDED)  # all that is read
 # Who may have written the older files so that they say all there is to know; of other languages some cut words first.
 _ANY = ("PreTrainedTokenizer", "TokenizersBackend")
-WORD_PIECES, BYTE_PAIRS = (
-    (*_ANY, "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"),
-    (*_ANY, "RobertaTokenizer"),
-)
+WORD_PIECES = (*_ANY, "BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer")
+BYTE_PAIRS = (*_ANY, "RobertaTokenizer")
 # How the special pieces are written, by role; the first that a vocabulary has is the one.
 PADS, UNKNOWNS, MASKS = ("[PAD]", "<pad>"), ("[UNK]", "<unk>"), ("[MASK]", "<mask>")
 ENDS = ("[CLS]", "[SEP]", "<s>", "</s>")
@@ -250,7 +248,7 @@ def _add(made: Any, path: Path, settings: dict[str, Any]) -> None:
         pieces[str(number)] = {"content": content}
     decoder = settings.get("added_tokens_decoder")
     pieces |= decoder if isinstance(decoder, dict) else {}
-    if not all(number.isdecimal() and isinstance(piece, dict) for number, piece in pieces.items()):
+    if not all(number.isdecimal() and len(number) < 10 and isinstance(piece, dict) for number, piece in pieces.items()):
         raise _unusable(str(path), "the pieces that were added to it have no numbers")
     for number, piece in sorted(pieces.items(), key=lambda item: int(item[0])):
         content, special = piece.get("content"), bool(piece.get("special"))

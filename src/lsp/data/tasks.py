@@ -201,7 +201,7 @@ def _columns(
         return _Columns((0,), None, False, ("1",))
     if len(names) == 1 and not (keyed or texts or usual or labelled or text.kind(path) == ".csv"):
         return _Columns((0,), None, False, ("1",))
-    headed = keyed or bool(usual) or any(name and not _counts(name, names) for name in (*texts, label))
+    headed = keyed or bool(usual) or any(name and not _is_place(name, names) for name in (*texts, label))
     if labelled and not label and headed:
         label = next((name for name in LABELS if name in header), "")
     for what, found in (("text", texts or usual), ("label", label or not labelled)):
@@ -212,7 +212,7 @@ def _columns(
             )
 
     def place(name: str, option: str) -> str | int:
-        if _counts(name, names) and not (headed and name in header):
+        if _is_place(name, names) and not (headed and name in header):
             index = int(name) - 1
         elif name.lower() in header:
             index = names.index(name if name in names else header[name.lower()])
@@ -231,7 +231,7 @@ def _columns(
     )
 
 
-def _counts(name: str, names: Sequence[str]) -> bool:
+def _is_place(name: str, names: Sequence[str]) -> bool:
     """Whether it is the number of one of so many columns, from 1."""
     return name.isdecimal() and name.isascii() and 1 <= int(name) <= len(names)
 
