@@ -237,8 +237,8 @@ def _refuse_untied(path: Path, tensors: Tensors, table: np.ndarray) -> None:
 
 
 def _head(family: Family, prefix: str, tensors: Tensors, table: configs.Table) -> Head:
-    """The head that the tensors are of; one of `OTHER_HEADS` is none. Raises LspError (exit 4) for one that guesses words
-    as lsp does not."""
+    """The head that the tensors are of; one of `OTHER_HEADS` is none. Raises LspError (exit 4) for one that guesses
+    words as lsp does not."""
     named = table.values.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
     for head in family.heads:
