@@ -73,6 +73,10 @@ def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> N
         ("data.mask_rate=1.5", "'data.mask_rate' is 1.5; it must be between 0 and 1."),
         ("train.learning_rate=nan", "'train.learning_rate' is nan; it must be more than 0."),
         ("model.preset=brt", "'model.preset' is 'brt', which is not one of bert, modern, bilstm. Did you mean 'bert'?"),
+        (
+            "train.best=acuracy",
+            "which is not one of accuracy, f1, macro_f1, matthews, pearson, spearman, loss. Did you",
+        ),
         ("data.lowercase=1", "'data.lowercase' must be true or false, not 1."),
         ("train.steps", "--set train.steps has no '='."),
     ],

@@ -116,9 +116,8 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices or not isinstance(value, str):
-            raise LspError(
-                f"{where} is {value!r}, which is not one of {', '.join(choices)}.{nearest(str(value), choices)}"
-            )
+            named = ", ".join(filter(None, choices))  # nothing at all needs no name
+            raise LspError(f"{where} is {value!r}, which is not one of {named}.{nearest(str(value), choices)}")
         return value
     if hint is float and type(value) is int:
         value = float(value)
