@@ -8,7 +8,8 @@ exactly in int32.
 On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
 128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
 to int32 first. Hence two small primitives; elsewhere, and where an x86 has no VNNI, they lower to an ordinary int8 x
-int8 -> int32 dot. The sums are the same whole numbers in each.
+int8 -> int32 dot; an exported program has the primitives, wherever it was made. The sums are the same whole numbers
+in each.
 """
 
 import abc
@@ -220,7 +221,9 @@ def _lower_mixed(ctx: Any, u: ir.Value, q: ir.Value, *, transpose: bool) -> list
 
 
 def _lower_cpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bool) -> Any:
-    rule = mlir.lower_fun(_biased if _mixed_pays() and _mixed_works() else _plain, multiple_results=False)
+    # What is lowered for several platforms is to be exported: nobody knows the processor that will run it.
+    pays = len(ctx.module_context.platforms) > 1 or _mixed_pays()
+    rule = mlir.lower_fun(_biased if pays and _mixed_works() else _plain, multiple_results=False)
     return rule(ctx, *operands, transpose=transpose)
 
 
