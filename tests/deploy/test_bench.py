@@ -295,3 +295,15 @@ def test_texts_are_drawn_from_all_of_a_file(words: Tokenizer, tmp_path: Path) ->
     (examples,), said = verb._examples([model], verb.Texts(data))
     assert len(examples) == bench.TEXTS and said.startswith(f"256 of {data}")
     assert len(set(examples.lengths.tolist())) == 10
+
+
+def test_texts_are_those_of_the_columns_that_the_first_model_knows(words: Tokenizer, tmp_path: Path) -> None:
+    data = tmp_path / "two.tsv"
+    data.write_text("sentence\treview\n" + "the\tthe the the\n" * 5)
+    one, other = (dataclasses.replace(timed(name), tokenizer=words) for name in ("a", "b"))
+    short, long = ({len(ids) + 2} for ids in words.encode(["the", "the the the"]))  # [CLS] and [SEP] besides
+    for model, lengths in ((one, short), (dataclasses.replace(one, columns=("review",)), long)):
+        read, _ = verb._examples([model, other], verb.Texts(data))
+        assert [set(each.lengths.tolist()) for each in read] == [lengths] * 2 and short != long
+    with pytest.raises(LspError, match="pairs of texts"):
+        verb._examples([dataclasses.replace(one, columns=("a", "b"))], verb.Texts(data))

@@ -132,13 +132,14 @@ def _examples(models: Sequence[bench.Timed], texts: Texts) -> tuple[list[Example
     """The texts as tokens of each model, and where they come from. Raises LspError (exit 3)."""
     if texts.file is None:
         return [bench.drawn(model) for model in models], bench.DRAWN
-    rows = [row for row, _ in itertools.islice(tasks.stream(str(texts.file), texts.columns[0]), READ)]
+    found = tasks.stream(str(texts.file), texts.columns[0], models[0].columns)
+    rows = [row for row, _ in itertools.islice(found, READ)]
     if not rows:
         raise LspError(f"{texts.file} holds no texts.", hint="Give a file with a text in each row.", code=Exit.DATA)
     chosen = random.Random(0).sample(rows, min(bench.TEXTS, len(rows)))
     table = tasks.Table(chosen, [], ())
-    found = [Examples(table, model.tokenizer, model.max_length) for model in models]
-    return found, f"{len(chosen)} of {texts.file}, {found[0].lengths.mean():.0f} tokens each on average"
+    examples = [Examples(table, model.tokenizer, model.max_length) for model in models]
+    return examples, f"{len(chosen)} of {texts.file}, {examples[0].lengths.mean():.0f} tokens each on average"
 
 
 def _size(model: bench.Timed) -> dict[str, Any]:

@@ -34,13 +34,15 @@ DRAWN = f"{TEXTS} random texts, lengths log-normal: half under {MEDIAN} tokens, 
 @dataclass(frozen=True)
 class Timed:
     """A model to time: `answer` for rows of one length, and `many` for examples as they are, in the batches that the
-    model is used with. `size` is what it takes on disk, part by part; nothing for one that is not there."""
+    model is used with. `columns` are those of the texts that it was trained on, where known. `size` is what it takes on
+    disk, part by part; nothing for one that is not there."""
 
     name: str
     answer: Answer
     many: Callable[[Examples], Any]
     tokenizer: Tokenizer
     max_length: int
+    columns: tuple[str, ...] = ()
     size: Sequence[parts.Part] = ()
 
 
@@ -77,7 +79,8 @@ def of_run(base: Checkpoint, name: str) -> Timed:
 
 def of_export(model: Exported, name: str) -> Timed:
     """What was exported, with its size."""
-    return Timed(name, model.answer, model.logits, model.tokenizer, model.max_length, parts.of_export(model.path))
+    size = parts.of_export(model.path)
+    return Timed(name, model.answer, model.logits, model.tokenizer, model.max_length, model.columns, size)
 
 
 def of_params(base: Checkpoint, params: Any, name: str) -> Timed:
@@ -87,7 +90,7 @@ def of_params(base: Checkpoint, params: Any, name: str) -> Timed:
     answer = parity.answerer(config, params)
     classifier = Classifier(config) if config.head == "classes" else None
     many = partial(each_alone, answer) if classifier is None else partial(classifier.logits, params)
-    return Timed(name, answer, many, base.tokenizer, config.max_length)
+    return Timed(name, answer, many, base.tokenizer, config.max_length, base.columns)
 
 
 def each_alone(answer: Answer, examples: Examples) -> None:
