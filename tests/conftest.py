@@ -1,5 +1,6 @@
-"""Strict types for every test: an implicit promotion is an error. And programs that LLVM does not optimise, and that
-are compiled once for all tests: they run once or twice, and compiling them is most of what the tests take."""
+"""Strict types for every test: an implicit promotion is an error. And programs that LLVM does not optimise, that XLA
+emits in its older and quicker way, and that are compiled once for all tests: they run once or twice, and compiling them
+is most of what the tests take. tests/test_compiled.py runs a few as users have them."""
 
 import atexit
 import os
@@ -7,7 +8,7 @@ import shutil
 import tempfile
 
 # Before jax reads them; commands, and the other workers of pytest-xdist, inherit them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lsp-tests-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
