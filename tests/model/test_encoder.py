@@ -23,9 +23,10 @@ def test_packed_neighbours_cannot_see_each_other(config: ModelConfig):
     first, second = rng.integers(5, 300, (1, 7)), rng.integers(5, 300, (1, 9))
     packed = jnp.asarray(np.concatenate([first, second, np.zeros((1, 4), int)], axis=1), jnp.int32)
     segments = jnp.asarray([[1] * 7 + [2] * 9 + [0] * 4], jnp.int32)
-    together = model.encode(packed, segments)
+    encode = jax.jit(model.encode)
+    together = encode(packed, segments)
     for tokens, at in ((first, slice(0, 7)), (second, slice(7, 16))):
-        alone = model.encode(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, jnp.int32))
+        alone = encode(jnp.asarray(tokens, jnp.int32), jnp.ones(tokens.shape, jnp.int32))
         np.testing.assert_allclose(together[:, at], alone, atol=2e-5)
 
 
@@ -33,9 +34,10 @@ def test_a_prediction_does_not_depend_on_batch_or_padding(config: ModelConfig):
     model, rng = build(config.classifier(3, "mean", 0.0)), np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(5, 300, (4, 10)), jnp.int32)
     segments = jnp.ones((4, 10), jnp.int32)
-    batch = model.classify(jnp.pad(tokens, ((0, 0), (0, 6))), jnp.pad(segments, ((0, 0), (0, 6))))
+    classify = jax.jit(model.classify)
+    batch = classify(jnp.pad(tokens, ((0, 0), (0, 6))), jnp.pad(segments, ((0, 0), (0, 6))))
     for row in range(4):
-        np.testing.assert_allclose(batch[row], model.classify(tokens[row : row + 1], segments[:1])[0], atol=1e-5)
+        np.testing.assert_allclose(batch[row], classify(tokens[row : row + 1], segments[:1])[0], atol=1e-5)
 
 
 def test_positions_restart_at_each_segment():
@@ -200,13 +202,14 @@ def test_examples_that_share_a_row_are_answered_as_alone(preset: Any, pooling: A
         for place, (start, end) in enumerate(zip(ends - held, ends, strict=True), 1):
             tokens[row, start:end], segments[row, start:end] = random.integers(5, 300, end - start), place
             types[row, start + 2 : end] = 1
-    answer = jax.jit(lambda *inputs: model.classify(*inputs, shared=4))(tokens, segments, types)
+    classify = jax.jit(model.classify, static_argnames="shared")
+    answer = classify(tokens, segments, types, shared=4)
     assert answer.shape == (2, 4, 3)
     for row, held in enumerate(lengths):
         for place in range(len(held)):
             here = segments[row] == place + 1
             one = tokens[row][here][None], np.ones((1, here.sum()), np.int32), types[row][here][None]
-            np.testing.assert_allclose(answer[row, place], model.classify(*one)[0], atol=2e-5)
+            np.testing.assert_allclose(answer[row, place], classify(*one)[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("preset", ["bert", "modern"])
