@@ -246,6 +246,16 @@ def test_lengths_of_time() -> None:
     ]
 
 
+def test_sizes() -> None:
+    texts = ("", "800kB", "20 MB", "1.5GiB", "20000000")
+    assert [arguments.parse_size(text) for text in texts] == [0, 8e5, 2e7, 1.5 * 2**30, 2e7]
+    with pytest.raises(LspError, match="is not a size"):
+        arguments.parse_size("20 megs")
+    with pytest.raises(LspError, match="3 is 3 bytes, and no model is that small") as forgotten:
+        arguments.parse_size("3")
+    assert "the unit" in forgotten.value.hint
+
+
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [

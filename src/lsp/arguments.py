@@ -213,4 +213,10 @@ def parse_size(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if text and (found is None or found[2] not in units):
         raise LspError(f"--max-size {text} is not a size.", hint="Write it as in --max-size 20MB.")
-    return float(found[1]) * units[found[2]] if found else 0.0
+    size = float(found[1]) * units[found[2]] if found else 0.0
+    if text and size < 1000:
+        raise LspError(
+            f"--max-size {text} is {size:g} bytes, and no model is that small.",
+            hint="Write the unit too, as in --max-size 20MB.",
+        )
+    return size
