@@ -19,7 +19,6 @@ from lsp.checkpoint import Model
 from lsp.data.examples import Examples
 from lsp.data.tasks import Table
 from lsp.deploy import exported, huggingface, parity, stablehlo
-from lsp.model import int8
 from lsp.model.encoder import graphdef
 from lsp.train.evaluate import Classifier
 
@@ -60,11 +59,7 @@ def test_answers_are_the_runs_for_ragged_lengths_batches_and_padding(
     np.testing.assert_allclose(found, own(model, *batches), atol=2e-2 if int8 else 2e-5)
 
 
-@pytest.mark.parametrize("vnni", [False, True])
-def test_an_int8_program_has_int8_inside_and_no_program_takes_longer_rows(
-    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vnni: bool
-) -> None:
-    monkeypatch.setattr(int8, "_mixed_pays", lambda: vnni)  # the program is for other machines than this
+def test_an_int8_program_has_int8_inside_and_no_program_takes_longer_rows(build: Build, tmp_path: Path) -> None:
     programs = [stablehlo.program(build("bert", int8)) for int8 in (False, True)]
     weights = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(build("bert").params) if leaf.ndim == 2)
     assert len(programs[0]) - len(programs[1]) > 1.5 * weights  # 3 bytes a weight, less scales, sums and the rounding

@@ -209,9 +209,12 @@ def test_export_keeps_int8_with_any_batch_on_every_platform(vnni: bool, monkeypa
     rows, tokens = export.symbolic_shape("rows, tokens")
     shape = jax.ShapeDtypeStruct((rows, tokens, 64), jnp.float32)
     x = jnp.asarray(normal(3, 5, 64))
-    exported = export.export(jax.jit(lambda x: matmul(x, w8)), platforms=["cpu"])(shape)
-    np.testing.assert_array_equal(exported.call(x), matmul(x, w8))
-    assert f"{'ui8' if vnni else 'i8'}>, tensor<64x32xi8>" in exported.mlir_module()
+    product = jax.jit(lambda x: matmul(x, w8))
+    own = product.lower(x).as_text()
+    assert f"x{'ui8' if vnni else 'i8'}>, tensor<64x32xi8>" in own and ("ui8" in own) == vnni
+    exported = export.export(product, platforms=["cpu", "cuda", "tpu"])(shape)
+    np.testing.assert_array_equal(exported.call(x), product(x))
+    assert "xui8>, tensor<64x32xi8>" in exported.mlir_module()  # for other machines than this
     elsewhere = export.export(jax.jit(lambda x: matmul(x, w8)), platforms=["cuda", "tpu"])(shape)
     assert "xi8>, tensor<64x32xi8>" in elsewhere.mlir_module() and "ui8" not in elsewhere.mlir_module()
 
