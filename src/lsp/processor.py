@@ -10,11 +10,12 @@ X86 = ("x86_64", "AMD64")
 @functools.cache
 def features() -> str:
     """The line of /proc/cpuinfo with its instruction sets; empty where there is none."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-            return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return ""
+    return _line("flags", "Features")
+
+
+def name() -> str:
+    """What its maker calls it, or what kind it is."""
+    return _line("model name").partition(":")[2].strip() or platform.machine()
 
 
 def kind() -> str:
@@ -27,3 +28,12 @@ def multiplies_int8() -> bool | None:
     if not features():
         return None
     return not {"avx512_vnni", "avx_vnni", "asimddp"}.isdisjoint(features().split())
+
+
+def _line(*begins: str) -> str:
+    """The first line of /proc/cpuinfo that begins so; empty where there is none."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            return next((line for line in lines if line.startswith(begins)), "")
+    except OSError:
+        return ""

@@ -3,18 +3,16 @@ its bytes."""
 
 import itertools
 import os
-import platform
 import random
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, timing
+from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, processor, timing
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.deploy import bench, exported
@@ -98,14 +96,11 @@ def _measured(
 
 def _machine() -> dict[str, Any]:
     """Where this is measured. XLA's CPU takes a thread for each processor that this process may use."""
-    processor = platform.machine()
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
-        processor = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = jax.devices()[0]
     return {
         "device": f"{device.platform} ({device.device_kind})",
-        "processor": processor,
+        "processor": processor.name(),
         "threads": threads,
         "load_averages": os.getloadavg(),  # of 1, 5 and 15 minutes, before anything is measured
     }

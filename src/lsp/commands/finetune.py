@@ -172,8 +172,9 @@ def run_suite(
     folders = glue.folders(data)
     plans = {name: replace(recipe, head=replace(recipe.head, problem=glue.TASKS[name].problem)) for name in folders}
     begin = _begin(start, tokenizer, options.progress)
-    for trial in (trial for plan in plans.values() for trial in trials(plan)):
-        check(begin, trial.recipe)
+    for plan in plans.values():
+        for trial in trials(plan):
+            check(begin, trial.recipe)
     rows: list[dict[str, Any]] = []
     statuses: set[str] = set()
     for number, (name, folder) in enumerate(folders.items()):
