@@ -369,13 +369,14 @@ def test_the_time_left_forgets_a_slow_beginning_and_a_pause(monkeypatch: pytest.
         assert task.seconds_left(now) == pytest.approx(250, rel=0.01)
 
 
-def test_quiet_progress_says_only_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_progress_says_only_warnings_and_each_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress = console.Progress(quiet=True)
     with progress.task("pack", 2) as task:
         task.update(1)
         progress.say("hello")
-        progress.warn("37 of 40 examples were cut")
-    assert capsys.readouterr().err == "warning: 37 of 40 examples were cut\n"
+        for cut in (37, 37, 2):
+            progress.warn(f"{cut} of 40 examples were cut")
+    assert capsys.readouterr().err == "warning: 37 of 40 examples were cut\nwarning: 2 of 40 examples were cut\n"
 
 
 @pytest.mark.parametrize(

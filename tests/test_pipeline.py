@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -308,6 +309,26 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
         with pytest.raises(LspError, match=said) as missed:
             search.run(road / "classifier", tmp_path / out, untrained, files, Goal(0.0, 99.0), AGAIN, STAGES)
         assert missed.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("goal", "said"),
+    [
+        (Goal(1.0, 1.5), "small/candidates/exact, which it tried, meets this one: +0.50 points lost, 2.00 times as fast"),
+        (Goal(1.0, 9.0), "Give another --out, or --overwrite."),
+    ],
+)
+def test_a_search_for_one_goal_names_what_meets_another(goal: Goal, said: str, tmp_path: Path) -> None:
+    """Though the folder was moved since."""
+    (tmp_path / "small" / "candidates" / "exact").mkdir(parents=True)
+    rows = [dict(zip(search.MEASURED, row, strict=True)) for row in ((0.5, 2.0, 9_000), (3.0, 4.0, 5_000))]
+    front = [row | {"run": f"old/candidates/{name}"} for row, name in zip(rows, ("exact", "fast"), strict=True)]
+    result = {"after": rows[1], "bytes": 5_000, "front": front}
+    held = SimpleNamespace(path=tmp_path / "small", result=lambda: result)
+    assert search._still(held, Goal(3.0, 4.0)) is result
+    with pytest.raises(LspError, match=r"small is complete, for another goal. It loses 3\.00 points") as missed:
+        search._still(held, goal)
+    assert said in missed.value.hint and missed.value.code == Exit.NO
 
 
 def test_every_small_model_can_name_what_it_came_from(road: Path):

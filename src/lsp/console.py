@@ -33,6 +33,7 @@ class Progress:
         self.live = not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self.tasks: list[Task] = []
         self.bars: Bars | None = None
+        self.warned: set[str] = set()
 
     def say(self, text: str) -> None:
         """One line."""
@@ -40,8 +41,10 @@ class Progress:
             self._line(text)
 
     def warn(self, text: str) -> None:
-        """One line that is shown with `--quiet` too."""
-        self._line(f"warning: {text}")
+        """One line that is shown with `--quiet` too, and once: the stages of a search read the same files."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self._line(f"warning: {text}")
 
     @contextmanager
     def task(self, name: str, total: float | None) -> Iterator["Task"]:

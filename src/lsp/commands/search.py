@@ -21,6 +21,7 @@ from lsp.train.options import Options
 CANDIDATES = "candidates"  # each stage of each chain, a run
 CHAIN = "chain.toml"  # the recipe of the chain that was taken
 MOST = 2000  # examples that speed is measured on
+MEASURED = ("points_lost", "speedup", "bytes")  # what a table has of each model that was tried
 
 
 class Stages(NamedTuple):
@@ -76,11 +77,21 @@ def run(
 
 
 def _still(held: directory.Run, goal: Goal) -> dict[str, Any]:
-    """The result of a search that is complete, if what it took meets this goal too."""
+    """The result of a search that is complete, if what it took meets this goal too. Else it says which of those that it
+    tried does: a search for one goal serves others."""
     result = held.result()
     after = result["after"]
     taken = Tried(str(held.path), None, False, after["points_lost"], after["speedup"], result["bytes"])
-    _refuse(taken, goal, f"{held.path} is complete, for another goal", "Give another --out, or --overwrite.")
+    others = [Tried(row["run"], None, False, *(row[key] for key in MEASURED)) for row in result["front"]]
+    closest = search.best(others, goal)
+    hint = "Give another --out, or --overwrite."
+    if not goal.missed(closest):
+        there = held.path / CANDIDATES / Path(closest.run).name
+        hint = (
+            f"{there if there.exists() else closest.run}, which it tried, meets this one: {closest.drop:+.2f} points "
+            f"lost, {closest.speedup:.2f} times as fast, {console.size(closest.bytes)}. Or give another --out."
+        )
+    _refuse(taken, goal, f"{held.path} is complete, for another goal", hint)
     return result
 
 
