@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lsp import Exit, LspError, curves
-from lsp.chart import Chart, draw, short, spread, ticks
+from lsp.chart import Chart, Dot, draw, scatter, short, spread, ticks
 from lsp.curves import Curve, Points
 
 
@@ -105,6 +105,25 @@ def test_in_colour_the_dots_are_braille_and_each_run_has_its_own() -> None:
 def test_single_points_level_lines_and_wide_ranges_are_drawn(points: Points, log: bool) -> None:
     for colour in (False, True):
         assert len(draw(chart(points, log=log), 60, 10, colour)) == 1 + 10 + 2
+
+
+def test_points_have_names_where_they_are_the_best() -> None:
+    kinds = ((2.0, 0.0, "exact", True), (3.0, 4.0, "worse", False), (6.0, 2.0, "quick", True))
+    dots = [Dot(x, y, 1.0, name, "", best) for x, y, name, best in kinds]
+    assert scatter(dots, ("times", "points"), 40, 5, False) == [
+        "points by times",
+        "4 |       .",
+        "  |",
+        "2 |                            B B quick",
+        "  |",
+        "0 |A                             A exact",
+        "  ++-------------+-------------+",
+        "   2             4             6",
+    ]
+    lines = scatter(dots, ("times", "points"), 40, 5, True)
+    assert [line.count("\x1b[38;5;74m") for line in lines] == [0, 0, 0, 0, 0, 2, 0, 0], "of A: its place and its name"
+    alike = [dot._replace(x=1.0, y=1.0, best=True) for dot in dots]
+    assert len(scatter(alike, ("times", "points"), 40, 2, False)) == 1 + 3 + 2, "a row for each name"
 
 
 def test_axes_have_round_numbers() -> None:

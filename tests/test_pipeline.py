@@ -298,6 +298,7 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     tried = json.loads((tmp_path / "best" / "pareto.json").read_text())
     assert len(tried) == made["tried"] and [row["taken"] for row in tried].count(True) == 1
     assert all(Path(row["run"]).is_dir() for row in made["front"])
+    assert (tmp_path / "best" / "pareto.png").read_bytes().startswith(b"\x89PNG\r\n")
     again = recipe.load(recipe.Search, tmp_path / "best" / "chain.toml", [])
     assert again.chain.depth and again.chain.shape and again.chain.int8 in ("static", "dynamic")
     second = search.run(road / "classifier", tmp_path / "again", again, files, Goal(5.0, 2.5), AGAIN, STAGES)
@@ -314,7 +315,10 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
 @pytest.mark.parametrize(
     ("goal", "said"),
     [
-        (Goal(1.0, 1.5), "small/candidates/exact, which it tried, meets this one: +0.50 points lost, 2.00 times as fast"),
+        (
+            Goal(1.0, 1.5),
+            "small/candidates/exact, which it tried, meets this one: +0.50 points lost, 2.00 times as fast",
+        ),
         (Goal(1.0, 9.0), "Give another --out, or --overwrite."),
     ],
 )

@@ -1,10 +1,12 @@
-"""Curves in a terminal: braille dots where there is colour to tell runs apart, a letter a run where there is none."""
+"""Curves in a terminal, braille dots where there is colour to tell runs apart, a letter a run where there is none; and
+points of which the best have names."""
 
 import itertools
 import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lsp.curves import Curve, Points, shorten, smooth
 
@@ -50,6 +52,18 @@ class Chart:
         return min(xs), max(xs), min(ys), max(ys)
 
 
+class Dot(NamedTuple):
+    """A point of a scatter: its place, its area as a share of the largest, what it is called and what else is known of
+    it, and whether it is one of the best."""
+
+    x: float
+    y: float
+    area: float
+    name: str
+    more: str
+    best: bool
+
+
 def draw(chart: Chart, columns: int, rows: int, colour: bool) -> list[str]:
     """The chart as lines of at most `columns` characters, `rows` of them between title and x axis.
 
@@ -66,7 +80,7 @@ def draw(chart: Chart, columns: int, rows: int, colour: bool) -> list[str]:
     names = [f"{LETTERS[i]} {name}" if letters else name for i, name in enumerate(names)]
     width = max(10, columns - margin - 3 - max(map(_cells, names)))
     scale = _Scale(left, right, bottom, top, width, rows)
-    cells: dict[tuple[int, int], tuple[str, int]] = {}  # (column, row) from the top left → what stands there, and whose
+    cells: dict[tuple[int, int], tuple[str, int]] = {}
 
     for i, line in enumerate(chart.lines()):
         points = [(x, chart.height(y)) for x, y in line]
@@ -82,21 +96,55 @@ def draw(chart: Chart, columns: int, rows: int, colour: bool) -> list[str]:
             cells[scale.place(x, chart.height(y))] = (LETTERS[i].upper() if letters else "●", i)
 
     ends = [scale.place(left, chart.height(line[-1][1]))[1] for line in chart.lines()]
-    labels = {round(row): i for i, row in enumerate(spread(ends, 1, 0, rows - 1))}
     marks = {scale.place(left, chart.height(tick))[1]: short(tick) for tick in levels}
+    title = shorten(chart.title() if colour else chart.title().replace(" · ", ", "), columns)
+    return [title, *_framed(cells, list(zip(names, ends, strict=True)), scale, marks, colour)]
+
+
+def scatter(dots: Sequence[Dot], axes: tuple[str, str], columns: int, rows: int, colour: bool) -> list[str]:
+    """The dots as lines of at most `columns` characters: the best, in the order of x, as letters that the names at the
+    right explain, the others as small ones. A title of `axes`, what x and y are, is above."""
+    best = sorted(dot for dot in dots if dot.best)
+    rows = max(rows, len(best))
+    xs, ys = [dot.x for dot in dots], [dot.y for dot in dots]
+    levels = ticks(min(ys), max(ys), rows // 3, False)
+    margin = max(len(short(tick)) for tick in levels)
+    marked = list(zip(itertools.cycle(LETTERS.upper()), best, strict=False))
+    names = [f"{letter} {shorten(dot.name, max(8, columns * 2 // 5))}" for letter, dot in marked]
+    width = max(10, columns - margin - 3 - max(map(_cells, names)))
+    scale = _Scale(min(xs), max(xs), min(ys), max(ys), width, rows)
+    cells = {scale.place(dot.x, dot.y): ("·" if colour else ".", len(best)) for dot in dots if not dot.best}
+    cells |= {scale.place(dot.x, dot.y): (letter, i) for i, (letter, dot) in enumerate(marked)}
+    marks = {scale.place(scale.left, tick)[1]: short(tick) for tick in levels}
+    ends = [(name, scale.place(dot.x, dot.y)[1]) for name, dot in zip(names, best, strict=True)]
+    return [shorten(f"{axes[1]} by {axes[0]}", columns), *_framed(cells, ends, scale, marks, colour)]
+
+
+def _framed(
+    cells: dict[tuple[int, int], tuple[str, int]],
+    names: Sequence[tuple[str, int]],
+    scale: "_Scale",
+    marks: dict[int, str],
+    colour: bool,
+) -> list[str]:
+    """Cells between the axes: (column, row) from the top left → what stands there, and whose. `names` are what the
+    owners are called and the rows where their names are wanted, `marks` the numbers of rows."""
+    labels = {round(row): i for i, row in enumerate(spread([row for _, row in names], 1, 0, scale.rows - 1))}
+    margin = max(map(len, marks.values()))
     wall, corner, floor, notch = ("|", "+", "-", "+") if not colour else ("│", "└", "─", "┬")
 
     def paint(text: str, i: int) -> str:
         return f"\x1b[38;5;{COLOURS[i % len(COLOURS)]}m{text}\x1b[0m" if colour else text
 
-    lines = [shorten(chart.title() if colour else chart.title().replace(" · ", ", "), columns)]
-    for row in range(rows):
-        drawn = "".join(paint(*cells[c, row]) if (c, row) in cells else " " for c in range(width))
-        label = f" {paint(names[labels[row]], labels[row])}" if row in labels else ""
+    lines = []
+    for row in range(scale.rows):
+        drawn = "".join(paint(*cells[c, row]) if (c, row) in cells else " " for c in range(scale.width))
+        label = f" {paint(names[labels[row]][0], labels[row])}" if row in labels else ""
         lines.append(f"{marks.get(row, ''):>{margin}} {wall}{drawn}{label}".rstrip())
-    notches = {scale.place(tick, bottom)[0]: short(tick) for tick in ticks(left, right, width // 12, False)}
-    lines.append(" " * margin + f" {corner}" + "".join(notch if c in notches else floor for c in range(width)))
-    return [*lines, " " * (margin + 2) + _under(notches, width)]
+    numbers = ticks(scale.left, scale.right, scale.width // 12, False)
+    notches = {scale.place(tick, scale.bottom)[0]: short(tick) for tick in numbers}
+    lines.append(" " * margin + f" {corner}" + "".join(notch if c in notches else floor for c in range(scale.width)))
+    return [*lines, " " * (margin + 2) + _under(notches, scale.width)]
 
 
 @dataclass(frozen=True)

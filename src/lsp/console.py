@@ -40,6 +40,11 @@ class Progress:
         if not self.quiet:
             self._line(text)
 
+    def show(self, lines: Sequence[str]) -> None:
+        """A drawing, whose lines may hold colours."""
+        if not self.quiet:
+            to_stderr("\n".join(lines))
+
     def warn(self, text: str) -> None:
         """One line that is shown with `--quiet` too, and once: the stages of a search read the same files."""
         if text not in self.warned:

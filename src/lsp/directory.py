@@ -35,7 +35,7 @@ WRITTEN = (
     "blackbox",
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),  # an export
     *("model.stablehlo", "model.onnx"),
-    *("structure.json", "flips.jsonl", "pareto.json", "chain.toml"),  # of compress stages
+    *("structure.json", "flips.jsonl", "pareto.json", "pareto.png", "chain.toml"),  # of compress stages
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
 WORK = ("manifest.json", "params", "tokenizer", "rows", "train", "candidates", "structure.json")

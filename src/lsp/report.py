@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lsp import LspError, page, svg
-from lsp.chart import Chart
+from lsp.chart import Chart, Dot
 from lsp.curves import Curve, smoothing
 from lsp.shown import number, size
 
 TITLE = "lsp report"
 NUMBERS = ("parameters", "size", "points lost", "95 % interval", "p", "examples/s", "times as fast")
 AXES = ("times as fast", "points lost")
+AREAS = "the area is that of the bytes; filled: no other is better"
 LONG = 300  # characters of a text
 Row = dict[str, Any]
 
@@ -169,9 +170,7 @@ def _search(tried: Sequence[Row]) -> Iterator[str]:
     """Of each search a chart of the models that it tried, and a table."""
     for name, group in itertools.groupby(tried, lambda row: row["name"]):
         rows = list(group)
-        largest = max(row["bytes"] for row in rows)
-        dots = [_dot(row, largest) for row in rows]
-        yield page.figure(svg.scatter(dots, "the area is that of the bytes; filled: no other is better", AXES))
+        yield page.figure(svg.scatter(dots(rows), AREAS, AXES))
         told = [
             {
                 "model": _called(row),
@@ -186,9 +185,13 @@ def _search(tried: Sequence[Row]) -> Iterator[str]:
         yield page.details(f"{name} tried {len(rows)}", page.table(told, NUMBERS), shown=True)
 
 
-def _dot(row: Row, largest: int) -> svg.Dot:
-    share, told = row["bytes"] / largest, size(row["bytes"])
-    return svg.Dot(row["speedup"], row["points_lost"], share, _called(row), told, row["best"])
+def dots(tried: Sequence[Row]) -> list[Dot]:
+    """The models that a search tried, by speed and points lost; the area is that of the bytes."""
+    largest = max(row["bytes"] for row in tried)
+    return [
+        Dot(row["speedup"], row["points_lost"], row["bytes"] / largest, _called(row), size(row["bytes"]), row["best"])
+        for row in tried
+    ]
 
 
 def _called(row: Row) -> str:

@@ -5,9 +5,8 @@ All coordinates are in pixels from the top left of a drawing `WIDTH` wide; a pag
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from lsp.chart import Chart, short, ticks
+from lsp.chart import Chart, Dot, short, ticks
 from lsp.curves import Points, shorten
 from lsp.page import text
 from lsp.picture import COLOURS
@@ -15,18 +14,6 @@ from lsp.picture import COLOURS
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 640, 56, 16, 28, 40
 MOST = 400  # points of a line: more than a drawing has room for
 GREY, PALE = "#555", "#e5e5e5"
-
-
-class Dot(NamedTuple):
-    """A point of a scatter: its place, its area as a share of the largest, what it is called and what else is known of
-    it, and whether it is one of the best."""
-
-    x: float
-    y: float
-    area: float
-    name: str
-    more: str
-    best: bool
 
 
 def curves(chart: Chart) -> str:

@@ -207,7 +207,9 @@ def search(
 
     Try chains of vocabulary, structure and int8 on this machine, the cheap ones
     first, until one meets the goal; exit 1 naming the closest if none does. The
-    chain is left as a recipe, OUT/chain.toml, that makes it again.
+    chain is left as a recipe, OUT/chain.toml, that makes it again, and all that
+    was tried in OUT/candidates, a run each; OUT/pareto.png and the terminal draw
+    them by speed and points lost.
     """
     plan = recipe.load(recipe.Search, recipe_file, changes)
     plan.check()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from lsp import Exit, LspError, cache, console, recipe
+from lsp import Exit, LspError, console, recipe
 from lsp.arguments import (
     JsonOpt,
     OutOpt,
@@ -238,8 +238,6 @@ def need_picture(option: str, path: Path) -> None:
         raise LspError(f"{option} {path} is no kind of picture.", hint="End its name in .png, .svg or .pdf.")
     need(path.parent, code=Exit.USAGE)
     need_package("matplotlib", "plots", f"{option} {path}")
-    # matplotlib keeps a list of the fonts it found.
-    os.environ.setdefault("MPLCONFIGDIR", str(cache.folder("matplotlib")))
 
 
 @app.command(short_help="Is every byte of a run as it was written?")

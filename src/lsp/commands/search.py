@@ -1,13 +1,16 @@
 """`lsp compress search`: chains of compress stages on this machine, until one meets a goal."""
 
 import dataclasses
+import importlib.util
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lsp import Exit, LspError, checkpoint, console, directory
+from lsp import Exit, LspError, chart, checkpoint, console, directory, report
 from lsp import recipe as recipes
 from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
@@ -20,6 +23,8 @@ from lsp.train.options import Options
 
 CANDIDATES = "candidates"  # each stage of each chain, a run
 CHAIN = "chain.toml"  # the recipe of the chain that was taken
+PICTURE = "pareto.png"
+ROWS = 16  # of the drawing in a terminal
 MOST = 2000  # examples that speed is measured on
 MEASURED = ("points_lost", "speedup", "bytes")  # what a table has of each model that was tried
 
@@ -51,7 +56,7 @@ def run(
         taken = search.best(tried, goal)
         front = search.front(tried)
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
-        directory.write_atomically(out / "pareto.json", json.dumps(every, indent=1) + "\n")
+        _chart(out, every, options.progress)
         why = f"none of {len(tried)} models meets the goal; the closest is {taken.run}"
         _refuse(taken, goal, why, "Ask for less or give more --budget; all that was tried is in candidates/.")
         model = checkpoint.open(Path(taken.run))
@@ -269,6 +274,21 @@ class _Trial:
         """The dev file as the model reads it."""
         how = labelled.Reading.of(model, self.recipe.data.sequence_length)
         return labelled.read(self.files.dev, self.files.columns, self.base.labels, how)
+
+
+def _chart(out: Path, tried: list[dict[str, Any]], progress: console.Progress) -> None:
+    """Writes what was tried as a table and as a picture, which is drawn on stderr too."""
+    directory.write_atomically(out / "pareto.json", json.dumps(tried, indent=1) + "\n")
+    dots = [dot._replace(name=console.safe(dot.name)) for dot in report.dots(tried)]
+    if len(dots) > 1:
+        columns = max(40, min(shutil.get_terminal_size().columns, 100))
+        progress.show(chart.scatter(dots, report.AXES, columns, ROWS, console.colour(sys.stderr)))
+    if importlib.util.find_spec("matplotlib"):
+        from lsp import picture
+
+        directory.write_atomically(out / PICTURE, picture.scatter(dots, report.AREAS, report.AXES, "png"))
+    else:
+        progress.say(f"no {PICTURE} without matplotlib: pip install 'lsp[plots]'")
 
 
 def _row(one: Tried, goal: Goal) -> dict[str, Any]:
