@@ -225,7 +225,8 @@ def predict(
     lsp predict --from runs/sst2 reviews.tsv > labels.tsv
 
     Labels and probabilities on stdout, a row for each row read, in order, then its
-    other columns. An encoder without labels guesses the words behind [MASK].
+    other columns. An encoder without labels guesses the words behind [MASK]. On a
+    GPU an int8 run answers in int8 or bfloat16, whichever is faster there.
     """
     if source == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise LspError("There is nothing to read.", hint="Name a file, or pipe one in: lsp predict --from RUN < FILE")

@@ -15,7 +15,7 @@ import jax
 from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, processor, timing
 from lsp.data import tasks
 from lsp.data.examples import Examples
-from lsp.deploy import bench, exported
+from lsp.deploy import bench, exported, faster
 from lsp.model import int8
 from lsp.model.weightonly import dequantize
 from lsp.train import labelled
@@ -107,9 +107,10 @@ def _machine() -> dict[str, Any]:
 
 
 def _models(runs: Sequence[Path], progress: Any) -> list[bench.Timed]:
-    """Runs and exports by the names of their folders, and the float32 self of the first."""
+    """Runs and exports by the names of their folders, and the float32 self of the first; on a GPU the one in bfloat16
+    too."""
     models: list[bench.Timed] = []
-    own = None
+    own: list[bench.Timed] = []
     for path, name in zip(runs, curves.names(runs), strict=True):
         progress.say(f"opening {path}")
         name = console.safe(name)
@@ -119,8 +120,10 @@ def _models(runs: Sequence[Path], progress: Any) -> list[bench.Timed]:
         base = checkpoint.open(path)
         models.append(bench.of_run(base, name))
         if path == runs[0] and int8.present(base.params):
-            own = bench.of_params(base, dequantize(base.params), f"{name} in float32")
-    return [*models, own] if own else models
+            own = [bench.of_params(base, dequantize(base.params), f"{name} in float32")]
+            if faster.applies(base.params):
+                own.append(bench.of_params(base, faster.in_bfloat16(base.params), f"{name} in bfloat16"))
+    return [*models, *own]
 
 
 def _examples(models: Sequence[bench.Timed], texts: Texts) -> tuple[list[Examples], str]:

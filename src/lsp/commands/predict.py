@@ -16,7 +16,7 @@ from lsp import Exit, LspError, checkpoint
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.data.tokenizer import CLS, MASK, SEP, Tokenizer
-from lsp.deploy import exported
+from lsp.deploy import exported, faster
 from lsp.recipe import Problem
 from lsp.train import answers, labelled
 from lsp.train.evaluate import Classifier, MaskedWords
@@ -38,7 +38,7 @@ class Output(NamedTuple):
 def run(start: Path, source: str, columns: labelled.Columns, output: Output, progress: Any) -> None:
     """Writes one line for each row of `source`, in order, holding few rows at a time; what is on stdin is answered as
     it comes."""
-    answer, known = _answer(start, output.top)
+    answer, known = _answer(start, output.top, progress)
     line: Callable[[Row, Row], str] = _json if output.as_json else _Tsv(progress).line
     rows, done = tasks.stream(source, columns[0], known), 0
     with progress.task("predicting", None) as task:
@@ -78,7 +78,7 @@ def _as_they_come(rows: Iterator[Read]) -> Iterator[list[Read]]:
             return
 
 
-def _answer(start: Path, top: int) -> tuple[Any, tuple[str, ...]]:
+def _answer(start: Path, top: int, progress: Any) -> tuple[Any, tuple[str, ...]]:
     """What makes rows of texts, by a run or by what was exported of one, and the columns that it was trained on."""
     if exported.holds(start):
         model = exported.open(start)
@@ -87,7 +87,10 @@ def _answer(start: Path, top: int) -> tuple[Any, tuple[str, ...]]:
     base = checkpoint.open(start).expect("classes", "words")
     if base.config.head == "words":
         return _words(base, top or GUESSES), ()
-    logits = partial(Classifier(base.config).logits, jax.device_put(base.params))
+    choice = faster.choose(base)
+    if choice.why:
+        progress.say(choice.why)
+    logits = partial(Classifier(base.config).logits, jax.device_put(choice.params))
     kept = _Classes(base.tokenizer, base.labels, base.config.problem, base.config.max_length, logits)
     return _labels(kept, top), base.columns
 
