@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -310,6 +311,21 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
         with pytest.raises(LspError, match=said) as missed:
             search.run(road / "classifier", tmp_path / out, untrained, files, Goal(0.0, 99.0), AGAIN, STAGES)
         assert missed.value.code == 1
+
+
+def test_a_search_without_matplotlib_ends_without_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"run": "a", "points_lost": 0.5, "speedup": 2.0, "bytes": 9, "best": True}] * 2
+    search._chart(tmp_path, rows, Progress())
+    assert json.loads((tmp_path / "pareto.json").read_text()) == rows and (tmp_path / "pareto.png").exists()
+    (tmp_path / "pareto.png").unlink()
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    search._chart(tmp_path, rows, Progress())
+    said = capsys.readouterr().err
+    assert said.startswith("points lost by times as fast\n") and "pip install 'lsp[plots]'" in said
+    assert not (tmp_path / "pareto.png").exists()
 
 
 @pytest.mark.parametrize(

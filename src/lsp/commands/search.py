@@ -1,7 +1,6 @@
 """`lsp compress search`: chains of compress stages on this machine, until one meets a goal."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lsp import Exit, LspError, chart, checkpoint, console, directory, report
+from lsp import Exit, LspError, chart, checkpoint, console, directory, picture, report
 from lsp import recipe as recipes
 from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
@@ -283,12 +282,12 @@ def _chart(out: Path, tried: list[dict[str, Any]], progress: console.Progress) -
     if len(dots) > 1:
         columns = max(40, min(shutil.get_terminal_size().columns, 100))
         progress.show(chart.scatter(dots, report.AXES, columns, ROWS, console.colour(sys.stderr)))
-    if importlib.util.find_spec("matplotlib"):
-        from lsp import picture
-
-        directory.write_atomically(out / PICTURE, picture.scatter(dots, report.AREAS, report.AXES, "png"))
-    else:
+    try:
+        drawn = picture.scatter(dots, report.AREAS, report.AXES, "png")
+    except ImportError:
         progress.say(f"no {PICTURE} without matplotlib: pip install 'lsp[plots]'")
+    else:
+        directory.write_atomically(out / PICTURE, drawn)
 
 
 def _row(one: Tried, goal: Goal) -> dict[str, Any]:
