@@ -369,6 +369,19 @@ def test_the_time_left_forgets_a_slow_beginning_and_a_pause(monkeypatch: pytest.
         assert task.seconds_left(now) == pytest.approx(250, rel=0.01)
 
 
+def test_no_time_is_told_of_batches_that_a_device_was_only_handed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("lsp.console.time.monotonic", lambda: now)
+    with console.Progress(quiet=True).task("judging", 4) as task:
+        for done in (1, 2):
+            task.update(done)
+            now += 0.01
+        assert task.seconds_left(now) is None  # not none at all
+        now += 10
+        task.update(3)
+        assert task.seconds_left(now) == pytest.approx(5, rel=0.01)
+
+
 def test_quiet_progress_says_only_warnings_and_each_once(capsys: pytest.CaptureFixture[str]) -> None:
     progress = console.Progress(quiet=True)
     with progress.task("pack", 2) as task:

@@ -93,6 +93,7 @@ class Progress:
 
 
 APART, MARKS = 5.0, 24  # seconds between what a pace is read from, and how many of them: two minutes
+SOON = 1.0  # second before which no pace is told: a device is handed its first batches in no time
 SURE = 60.0  # seconds after which a pace is believed though little is done: the first steps compile
 
 
@@ -138,7 +139,9 @@ class Task:
         if not self.marks or not self.total:
             return None
         since, before = self.marks[0]
-        if self.done <= before or (now - since < SURE and self.done - before < self.total / 100):
+        if self.done <= before or now - since < SOON:
+            return None
+        if now - since < SURE and self.done - before < self.total / 100:
             return None
         return (self.total - self.done) * (now - since) / (self.done - before)
 
