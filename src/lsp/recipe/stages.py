@@ -287,12 +287,12 @@ class Quantize:
 @dataclasses.dataclass(frozen=True)
 class Prune:
     """What a classifier can do without, and training that recovers what that costs; with `train.epochs = 0` none, but
-    for `weights`."""
+    for `weights`. A loss that jumps counts as no spike: that is what weights do when they go."""
 
     prune: Pruning = Pruning()
     head: Head = Head()
     data: Labelled = Labelled()
-    train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999)
+    train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
 
     def check(self) -> None:
