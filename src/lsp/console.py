@@ -141,7 +141,7 @@ class Task:
         since, before = self.marks[0]
         if self.done <= before or now - since < SOON:
             return None
-        if now - since < SURE and self.done - before < self.total / 100:
+        if now - since < SURE and self.done - before < self.total / 30:
             return None
         return (self.total - self.done) * (now - since) / (self.done - before)
 
