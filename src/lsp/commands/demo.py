@@ -1,5 +1,6 @@
 """`lsp demo`: the whole road on this machine, from docstrings to a small int8 classifier, without a download."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -26,7 +27,7 @@ STUDENT = recipes.Distill(
     model=recipes.Model(layers=2, width=128, heads=4, max_length=128),
     train=recipes.Train(epochs=3.0, learning_rate=1e-3, beta2=0.999),
 )
-PRUNED = recipes.Prune(train=recipes.Train(epochs=2.0, learning_rate=3e-4, beta2=0.999))
+PRUNED = recipes.Prune(train=dataclasses.replace(recipes.Prune().train, epochs=2.0, learning_rate=3e-4))
 INT8 = recipes.Quantize()
 TEXTS = ("corpus.jsonl", "train.tsv", "dev.tsv", "harvest.json")
 RECIPES = {"encoder": ENCODER, "classifier": CLASSIFIER, "student": STUDENT, "pruned": PRUNED, "int8": INT8}

@@ -333,7 +333,7 @@ class Search:
     chain: Chain = Chain()
     head: Head = Head()
     data: Labelled = Labelled()
-    train: Train = Train(epochs=2.0, learning_rate=1e-4, beta2=0.999)
+    train: Train = Train(epochs=2.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
 
     def check(self) -> None:
