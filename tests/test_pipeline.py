@@ -28,13 +28,14 @@ from lsp.commands import (
     shrink,
     vocabulary,
 )
-from lsp.compress import latency
+from lsp.compress import inside, latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.console import Progress
 from lsp.deploy import apart
 from lsp.model.int8 import Int8, present
+from lsp.train import labelled
 from lsp.train.labelled import Files
 from lsp.train.options import Options
 
@@ -119,6 +120,26 @@ def test_curvature_and_a_pattern_go_together_and_the_result_names_the_bound(road
     assert after["matrix_bound_bytes"] < after["matrix_bytes"]
 
 
+def test_what_is_pruned_stays_as_it_was_inside_where_that_is_asked_for(road: Path, tmp_path: Path) -> None:
+    """By the states behind its layers, which are another way to say the same answers without it."""
+    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
+    train = dataclasses.replace(PRUNED.train, steps=60)
+    rows = labelled.read_sets(files._replace(names=base.labels), labelled.Reading.of(base, 32), QUIET).dev
+    batches = [rows.batch(np.arange(len(rows)), len(rows))]
+    whole, away = inside.states(base.config, base.params, batches), {}
+    for hidden in (0.0, 1.0):
+        asked = recipe.Pruning(sparsity=0.8, hidden=hidden)
+        out = tmp_path / f"hidden-{hidden}"
+        made = prune.run(road / "classifier", out, dataclasses.replace(PRUNED, prune=asked, train=train), files, AGAIN)
+        assert made["metrics"]["accuracy"] > 0.9
+        left = checkpoint.open(out)
+        assert sparsity(left.params) == pytest.approx(0.8, abs=1e-3)
+        assert jax.tree.structure(left.params) == jax.tree.structure(base.params), "without the maps"
+        states = inside.states(left.config, left.params, batches)
+        away[hidden] = sum(np.square(a - b).sum() / np.square(b).sum() for a, b in zip(states, whole, strict=True))
+    assert away[1.0] < 0.7 * away[0.0]
+
+
 def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
     files = Files(road / "train.tsv", road / "dev.tsv")
     quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, False, QUIET)
@@ -158,7 +179,7 @@ def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
 ) -> None:
     priced(monkeypatch)
     files = Files(road / "train.tsv", road / "dev.tsv")
-    at_end: dict[str, Any] = {"channels": 28} if epochs else {"int8": "static"}
+    at_end: dict[str, Any] = {"channels": 28, "hidden": 1.0} if epochs else {"int8": "static"}
     asked = dataclasses.replace(
         PRUNED,
         prune=recipe.Pruning("structure", speedup=1.4, sample=64, **at_end),
@@ -324,7 +345,7 @@ def test_a_search_without_matplotlib_ends_without_a_picture(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     search._chart(tmp_path, rows, Progress())
     said = capsys.readouterr().err
-    assert said.startswith("points lost by times as fast\n") and "pip install 'lsp[plots]'" in said
+    assert said.startswith("points lost by times as fast\n") and "bash scripts/setup.sh plots" in said
     assert not (tmp_path / "pareto.png").exists()
 
 

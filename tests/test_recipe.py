@@ -38,6 +38,7 @@ def test_the_shipped_sizes() -> None:
             "prune.sparsity is for prune.what = weights, and that is structure",
         ),
         (recipe.Pruning("vocabulary", depth=2), "prune.depth is for prune.what = structure, and that is vocabulary"),
+        (recipe.Pruning("vocabulary", hidden=1.0), "prune.hidden is for prune.what = weights, and that is vocabulary"),
     ],
 )
 def test_what_another_kind_of_pruning_would_read_is_refused(prune: recipe.Pruning, said: str) -> None:

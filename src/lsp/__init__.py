@@ -43,6 +43,15 @@ class LspError(Exception):
         self.message, self.hint, self.code = message, hint, code
 
 
+# What installs lsp, in the folder of its sources, with the names of extras after it. Not pip: `lsp` on PyPI is another.
+SETUP = "bash scripts/setup.sh"
+
+
+def lacking(message: str, extra: str) -> LspError:
+    """For a Python package that only an extra brings."""
+    return LspError(message, hint=f"Install it, in lsp's own folder: {SETUP} {extra}", code=Exit.MACHINE)
+
+
 class Stopped(Exception):
     """A signal asked for an end and everything is saved; `code` is `Exit.STOPPED` or `Exit.INTERRUPTED`."""
 

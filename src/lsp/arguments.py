@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lsp import Exit, LspError, nearest
+from lsp import Exit, LspError, lacking, nearest
 
 OutOpt = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.", show_default=False)]
 FromOpt = Annotated[Path, typer.Option("--from", metavar="RUN", help="The run to read.", show_default=False)]
@@ -174,11 +174,7 @@ def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int,
 def need_package(package: str, extra: str, wanted_by: str) -> None:
     """Raises LspError (exit 5) when a Python package of one of the extras is not installed."""
     if importlib.util.find_spec(package) is None:
-        raise LspError(
-            f"{wanted_by} needs the Python package {package}.",
-            hint=f"Install it: pip install 'lsp[{extra}]'",
-            code=Exit.MACHINE,
-        )
+        raise lacking(f"{wanted_by} needs the Python package {package}.", extra)
 
 
 def need_trackers(names: Sequence[str]) -> None:

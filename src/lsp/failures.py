@@ -9,7 +9,7 @@ import shutil
 
 import typer
 
-from lsp import Exit, LspError, Stopped, console, nearest
+from lsp import SETUP, Exit, LspError, Stopped, console, nearest
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -26,7 +26,7 @@ def explain(error: BaseException) -> LspError:
     if isinstance(error, typer.TyperException):
         return explain_usage(error)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("lsp"):
-        hint = "Set lsp up again: bash scripts/setup.sh"
+        hint = f"Set lsp up again: {SETUP}"
         return LspError(f"The Python package {error.name} is missing.", hint=hint, code=Exit.MACHINE)
     if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
         free = shutil.disk_usage(".").free

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lsp import Exit, LspError, nearest
+from lsp import SETUP, Exit, LspError, nearest
 
 FORMAT = 1
 SPARSE = 2  # where arrays are packed by the gaps between their values, which a reader of format 1 does not know
@@ -311,5 +311,5 @@ def damaged(path: Path, what: str) -> LspError:
 
 
 def from_the_future(path: Path) -> LspError:
-    hint = "Upgrade: pip install --upgrade lsp."
+    hint = f"Upgrade lsp, in its own folder: git pull && {SETUP}"
     return LspError(f"{path} was written by a newer lsp than this one reads.", hint=hint, code=Exit.ARTIFACT)

@@ -127,7 +127,7 @@ def test_a_missing_tpu_compiler_is_named_with_the_line_that_installs_it(tmp_path
     assert code == Exit.MACHINE and "libtpu" in made["error"] and "lsp[tpu]" in made["hint"]
 
 
-@pytest.mark.skipif(not HAS_LIBTPU, reason="the TPU compiler is not installed: pip install 'lsp[tpu]'")
+@pytest.mark.skipif(not HAS_LIBTPU, reason="the TPU compiler is not installed: bash scripts/setup.sh tpu")
 def test_a_step_compiles_for_eight_chips_with_no_array_moved_for_want_of_a_place() -> None:
     code, made, said = plan("--topology", "v5e:2x4", "--set", "mesh.fsdp=2", "--set", "mesh.tensor=2")
     assert (

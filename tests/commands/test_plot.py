@@ -92,7 +92,7 @@ def test_a_missing_matplotlib_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert cli.main(["plot", *runs, "--out", "curves.png"]) == Exit.MACHINE
-    assert "pip install 'lsp[plots]'" in capsys.readouterr().err
+    assert "bash scripts/setup.sh plots" in capsys.readouterr().err
 
 
 def test_a_log_scale_needs_something_above_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,7 +148,7 @@ def test_a_missing_package_is_named_with_what_installs_it(tmp_path: Path, monkey
         with pytest.raises(LspError, match=f"without the Python package {package}") as error:
             list(text.documents([path]))
         assert error.value.code == Exit.MACHINE
-        assert "lsp[data]" in error.value.hint
+        assert "setup.sh data" in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lsp import Exit, LspError, directory, recipe
-from lsp.commands import prepare
+from lsp.commands import prepare, pretrain
 from lsp.console import Progress
 from lsp.data import shards
 from lsp.data.tokenizer import Tokenizer
@@ -52,6 +52,19 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(corpus: str,
         run([corpus], tmp_path / "out", longer)
     assert error.value.code == Exit.USAGE
     assert run([corpus], tmp_path / "out", longer, overwrite=True)["tokens"] % 64 == 0
+
+
+def test_a_model_has_the_pieces_and_rows_of_the_data_whatever_its_recipe_says(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run([corpus], tmp_path / "out")
+    for asked, warned in ((recipe.Text(), False), (recipe.Text(vocab_size=4096, sequence_length=32), True)):
+        resolved = pretrain._as_prepared(recipe.Pretrain(data=asked), tmp_path / "out", Progress())
+        pieces = Tokenizer.load(tmp_path / "out").size
+        assert resolved == recipe.Pretrain(data=recipe.Text(vocab_size=pieces, sequence_length=32))
+        said = capsys.readouterr().err
+        assert ("out was prepared with data.vocab_size = " in said) == ("4096 is not read" in said) == warned
+        assert "sequence_length" not in said
 
 
 def test_another_tokenizer_is_used_as_it_is(corpus: str, tmp_path: Path) -> None:

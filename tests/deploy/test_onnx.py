@@ -347,7 +347,7 @@ def test_what_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code = cli.main(["export", "--from", str(run), "--format", "onnx", "--out", str(tmp_path / "out")])
     assert code == Exit.MACHINE
-    assert "pip install 'lsp[onnx]'" in capsys.readouterr().err
+    assert "bash scripts/setup.sh onnx" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(LspError, match="need the Python package onnxruntime") as error:

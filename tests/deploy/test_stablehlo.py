@@ -192,7 +192,7 @@ def test_what_can_not_be_exported_is_said(
     run = store(build("bert"), tmp_path / "run")
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
     assert cli.main([*words, str(run)]) == Exit.MACHINE
-    assert "pip install 'lsp[stablehlo]'" in capsys.readouterr().err
+    assert "bash scripts/setup.sh stablehlo" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:

@@ -163,7 +163,10 @@ def test_a_missing_package_is_named_before_any_work(monkeypatch: pytest.MonkeyPa
     for name, package in (("tensorboard", "tensorboardX"), ("wandb", "wandb")):
         with pytest.raises(LspError, match=package) as caught:
             arguments.need_trackers([name])
-        assert (caught.value.code, caught.value.hint) == (Exit.MACHINE, f"Install it: pip install 'lsp[{name}]'")
+        assert (caught.value.code, caught.value.hint) == (
+            Exit.MACHINE,
+            f"Install it, in lsp's own folder: bash scripts/setup.sh {name}",
+        )
     with pytest.raises(LspError, match="Did you mean 'wandb'") as caught:
         arguments.need_trackers(["wandbd"])
     assert caught.value.code == Exit.USAGE

@@ -48,7 +48,7 @@ def plan(
         typer.Option("--accelerator", metavar="NAME", help="As in h200 or v5e; this processor if left out."),
     ] = "",
     topology: Annotated[
-        str, typer.Option("--topology", metavar="KIND:SHAPE", help="A TPU slice, as in v5e:16x16; needs lsp[tpu].")
+        str, typer.Option("--topology", metavar="KIND:SHAPE", help="A TPU slice, as in v5e:16x16; needs the extra tpu.")
     ] = "",
     mfu: Annotated[
         float, typer.Option("--mfu", metavar="SHARE", min=0.0, max=1.0, help="Share of the peak that is reached.")

@@ -8,12 +8,11 @@ import jax
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
-from lsp.compress import augment, distill, inside, measure
+from lsp.compress import augment, distill, inside, lesson, measure
 from lsp.compress.teacher import answers
 from lsp.data.examples import Examples
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.model.weightonly import dequantize
 from lsp.train import compare, labelled, paired, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
@@ -61,7 +60,7 @@ def run(
             progress.say(f"from the teacher: {', '.join(copied) or 'nothing, the shapes differ'}")
         taught = replace(sets, train=_answered(teacher, proposer, sets.train, recipe, progress))
         params = jax.device_get(params)  # training donates what is on the device, and `compare` begins here again
-        plan = _plan((config, params), teacher, taught, recipe, clock, progress)
+        plan = lesson.plan((config, params), teacher, taught, recipe.distill, recipe, clock, progress)
         with trackers.opened(options.track, held.path, progress) as followers:
             fitted = fit(plan, held.path, progress, followers)
         student = plan.objective.whole(fitted.params, None)
@@ -98,30 +97,6 @@ def _answered(
     for part in parts:
         part.wanted = answers(teacher, part, progress)
     return Examples.joined(parts)
-
-
-def _plan(
-    student: tuple[ModelConfig, Any],
-    teacher: checkpoint.Checkpoint,
-    sets: labelled.Sets,
-    recipe: recipes.Distill,
-    clock: Clock,
-    progress: Any,
-) -> Plan:
-    """Training to answer as the teacher does, and to be like it inside where that is wished for."""
-    wish, (config, params) = recipe.distill, student
-    problem = teacher.config.problem
-    if not (wish.hidden or wish.relations):
-        objective = Objective(distill.match_teacher(wish.temperature, wish.hard, problem))
-        return labelled.plan(config, params, objective, sets, recipe, clock)
-    judge = distill.answered(wish.temperature, wish.hard, problem)
-    theirs = teacher.config, dequantize(teacher.params)
-    batches = inside.sample(sets.train, recipe.train.seed)
-    objective, maps, layers = inside.prepared(judge, student, theirs, wish, batches)
-    if layers:
-        progress.say(f"layers are to be like the teacher's {', '.join(str(layer + 1) for layer in layers)}")
-    plan = labelled.plan(config, params | maps, objective, sets, recipe, clock)
-    return replace(plan, teacher=teacher.config)
 
 
 def _compared(ours: Scores, plan: Plan, dev: Examples, place: Path, progress: Any) -> dict[str, Any]:

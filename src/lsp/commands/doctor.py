@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsp import __version__, console, processor
+from lsp import SETUP, __version__, console, processor
 
 PACKAGES = ("flax", "optax", "orbax.checkpoint", "grain", "sentencepiece", "numpy")
-SETUP = "bash scripts/setup.sh"
 
 
 class Finding(NamedTuple):

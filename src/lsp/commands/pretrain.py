@@ -27,6 +27,7 @@ from lsp.train.options import Options
 
 # Rows kept back to measure on when --valid is not given: one in a hundred, at most this many.
 HELD_OUT = 1024
+PACKED = Path("train", "data")  # where in a run raw text is packed
 
 
 def run(
@@ -48,8 +49,11 @@ def run(
     if options.budget:
         _refuse_endless(recipe)
     with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
+        prepared = shards.prepared(readable)
+        if prepared:
+            recipe = _as_prepared(recipe, Path(readable[0]), progress)
         inputs = {
-            "data": shards.prepared(readable) or text.digest(readable),
+            "data": prepared or text.digest(readable),
             "valid": text.digest(held_out) if held_out else "",
             "from": directory.identity(directory.read(start)) if start else "",
         }
@@ -64,7 +68,9 @@ def run(
             config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
             config = config.paired(recipe.data.next_sentence)
             guide = general.open_teacher(teacher, config, recipe.distill) if teacher else None
-            rows = _rows(readable, held.path, recipe, start or tokenizer or teacher, progress)
+            if not prepared:
+                _pack(readable, held.path / PACKED, recipe, start or tokenizer or teacher, progress)
+            rows = shards.Rows.open(Path(readable[0]) if prepared else held.path / PACKED)
             words = Tokenizer.load(rows.path)
             _refuse_misfit(rows, words, config, base)
             if guide:
@@ -195,13 +201,22 @@ def _plan(
     )
 
 
-def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | None, progress: Any) -> shards.Rows:
-    """The packed rows: those of a prepared directory, or raw text packed into RUN/train, once."""
-    if shards.prepared(data):
-        return shards.Rows.open(Path(data[0]))
-    packed = out / "train" / "data"
+def _as_prepared(recipe: recipes.Pretrain, data: Path, progress: Any) -> recipes.Pretrain:
+    """The recipe with the pieces and the length of rows that prepared data has. Warns where it asks for others."""
+    own, plain = recipe.data, recipes.Text()
+    rows = shards.Rows.open(data)
+    found = {"vocab_size": Tokenizer.load(data).size, "sequence_length": rows.sequence_length}
+    for key, value in found.items():
+        if getattr(own, key) not in (value, getattr(plain, key)):
+            progress.warn(
+                f"{data} was prepared with data.{key} = {value}, so the recipe's {getattr(own, key)} is not read"
+            )
+    return dataclasses.replace(recipe, data=dataclasses.replace(own, **found))
+
+
+def _pack(data: list[str], packed: Path, recipe: recipes.Pretrain, words: Path | None, progress: Any) -> None:
+    """Raw text into rows, once."""
     processes.first_alone(lambda: parts.prepare(data, packed, recipe.data, words, recipe.train.seed, progress))
-    return shards.Rows.open(packed)
 
 
 def _refuse_misfit(

@@ -20,7 +20,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         stage = Stage.begun(held, start, recipe, files, options)
         base, sets = stage.base, stage.sets
         sets.train.wanted = answers(base, sets.train, options.progress)
-        fitted = stage.fit(stage.config, stage.floats(base.params), prune.gradual(recipe.prune, stage.steps))
+        fitted = stage.fit(stage.config, stage.floats(base.params), base, prune.gradual(recipe.prune, stage.steps))
         params = stage.formed(fitted.params)
         last, account = Classifier(stage.config).score(params, sets.dev), prune.footprint(params)
         model = base.model._replace(config=stage.config, params=params)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lsp import Exit, LspError, chart, checkpoint, console, directory, picture, report
+from lsp import SETUP, Exit, LspError, chart, checkpoint, console, directory, picture, report
 from lsp import recipe as recipes
 from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
@@ -285,7 +285,7 @@ def _chart(out: Path, tried: list[dict[str, Any]], progress: console.Progress) -
     try:
         drawn = picture.scatter(dots, report.AREAS, report.AXES, "png")
     except ImportError:
-        progress.say(f"no {PICTURE} without matplotlib: pip install 'lsp[plots]'")
+        progress.say(f"no {PICTURE} without matplotlib: {SETUP} plots, in lsp's own folder")
     else:
         directory.write_atomically(out / PICTURE, drawn)
 

@@ -68,7 +68,7 @@ def run(
         if stage.steps:
             knowing = checkpoint.open(teacher) if teacher else base
             sets.train.wanted = answers(knowing, sets.train, options.progress)
-            fitted = stage.fit(config, params)
+            fitted = stage.fit(config, params, knowing)
             params, made = fitted.params, made | fitted.summary()
         params = stage.formed(params, layers)
         last = classifier.score(params, sets.dev)

@@ -43,7 +43,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             train = read(files.train, how)
             train.wanted = answers(base, sets.train, progress)  # the teacher reads its own tokens
             fewer = replace(sets, train=train, dev=dev)
-            fitted = stage._replace(sets=fewer).fit(model.config, stage.floats(model.params))
+            fitted = stage._replace(sets=fewer).fit(model.config, stage.floats(model.params), base)
             model, made = model._replace(params=stage.formed(fitted.params)), fitted.summary()
         last = Classifier(model.config).score(model.params, dev)
         return stage.finished(model, last, made, {"vocabulary": report}, {"pieces": model.tokenizer.size})

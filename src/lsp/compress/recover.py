@@ -13,8 +13,7 @@ import optax
 from lsp import checkpoint, directory
 from lsp import recipe as recipes
 from lsp.checkpoint import Checkpoint, Model
-from lsp.compress import measure
-from lsp.compress.distill import match_teacher
+from lsp.compress import lesson, measure
 from lsp.compress.prune import keep_zeros, pruned
 from lsp.compress.quantize import nearest, quantize
 from lsp.model.config import ModelConfig
@@ -24,10 +23,7 @@ from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
 from lsp.train.loop import Fitted, fit
-from lsp.train.objectives import Objective
 from lsp.train.options import Options
-
-TEMPERATURE = 2.0  # as `distill.temperature` has it
 
 
 def _lost(params: Any) -> str:
@@ -113,16 +109,24 @@ class Stage(NamedTuple):
 
         return quantize(params, made)
 
-    def fit(self, config: ModelConfig, params: Any, transform: optax.GradientTransformation | None = None) -> Fitted:
-        """`params`, floats, trained on what is `wanted` of the examples; `transform` is chained after the optimizer. If
-        it is None, weights that were pruned stay so. Raises as `loop.fit`."""
-        objective = Objective(match_teacher(TEMPERATURE, self.recipe.prune.hard, config.problem))
-        plan = labelled.plan(config, params, objective, self.sets, self.recipe, self.clock)
+    def fit(
+        self,
+        config: ModelConfig,
+        params: Any,
+        teacher: Checkpoint,
+        transform: optax.GradientTransformation | None = None,
+    ) -> Fitted:
+        """`params`, floats, trained on what the `teacher` said of the examples; `transform` is chained after the
+        optimizer. If it is None, weights that were pruned stay so. Raises as `loop.fit`."""
+        asked, progress = self.recipe.prune, self.options.progress
+        wish = recipes.Distillation(hard=asked.hard, hidden=asked.hidden, match="nearest")
+        plan = lesson.plan((config, params), teacher, self.sets, wish, self.recipe, self.clock, progress)
         if transform is None and pruned(self.base.manifest):
             transform = keep_zeros()
         plan = replace(plan, transform=transform)
-        with trackers.opened(self.options.track, self.held.path, self.options.progress) as followers:
-            return fit(plan, self.held.path, self.options.progress, followers)
+        with trackers.opened(self.options.track, self.held.path, progress) as followers:
+            fitted = fit(plan, self.held.path, progress, followers)
+        return replace(fitted, params=plan.objective.whole(fitted.params, None))
 
     def finished(
         self, model: Model, last: Scores, made: dict[str, Any], after: dict[str, Any], applied: dict[str, Any]

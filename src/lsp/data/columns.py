@@ -8,7 +8,7 @@ from typing import Any
 
 from lsp import nearest
 from lsp.data import files
-from lsp.data.files import lacking, title, unusable
+from lsp.data.files import title, unread, unusable
 
 ROWS = 256  # read at once; a row may be a whole book
 
@@ -32,7 +32,7 @@ def values(
     try:
         import pyarrow as arrow
     except ModuleNotFoundError:
-        raise lacking("pyarrow", path) from None
+        raise unread("pyarrow", path) from None
     stored, row = files.size([path]), 0
     with files.opened(path) as raw:
         try:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lsp import Exit, LspError
+from lsp import SETUP, Exit, LspError
 
 STANDARD_LIBRARY = "python"
 CLASSES = 8
@@ -219,7 +219,7 @@ def choose(found: Sequence[Docstring]) -> list[str]:
         raise LspError(
             f"This Python has {len(found)} docstrings in {len(counts)} packages; "
             f"the demo needs two packages with {FEWEST} each.",
-            hint="Install lsp's dependencies with their sources: pip install --force-reinstall lsp",
+            hint=f"Set lsp up again: {SETUP}",
             code=Exit.DATA,
         )
     return chosen

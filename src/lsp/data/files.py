@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from lsp import Exit, LspError, nearest
+from lsp import Exit, LspError, lacking, nearest
 from lsp.data import remote
 
 KINDS = (".txt", ".jsonl", ".parquet")  # what a folder is searched for
@@ -202,13 +202,9 @@ def unusable(message: str, hint: str) -> LspError:
     return LspError(message, hint=hint, code=Exit.DATA)
 
 
-def lacking(package: str, path: str) -> LspError:
+def unread(package: str, path: str) -> LspError:
     """For a package that only some kinds of text need."""
-    return LspError(
-        f"{title(path)} can't be read without the Python package {package}.",
-        hint="Install what data needs: pip install 'lsp[data]'",
-        code=Exit.MACHINE,
-    )
+    return lacking(f"{title(path)} can't be read without the Python package {package}.", "data")
 
 
 class _Zstd(io.RawIOBase):
@@ -218,7 +214,7 @@ class _Zstd(io.RawIOBase):
         try:
             import zstandard
         except ModuleNotFoundError:
-            raise lacking("zstandard", path) from None
+            raise unread("zstandard", path) from None
         self.raw, self.library = raw, zstandard
         self.frame: Any = None  # None between two frames
         self.fed, self.made = b"", memoryview(b"")

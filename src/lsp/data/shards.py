@@ -259,9 +259,7 @@ class Shard:
             HEADER.unpack_from(head)
         )
         if version > VERSION:
-            raise LspError(
-                f"{file} was written by a newer lsp.", hint="Upgrade: pip install --upgrade lsp.", code=Exit.ARTIFACT
-            )
+            raise manifest.from_the_future(file)
         if struct.pack("<I", zlib.crc32(head[:-4])) != head[-4:] or version < 1 or itemsize not in (2, 4) or not length:
             raise _damaged(file, "its header does not match its own checksum")
         expected = HEADER_BYTES + rows * length * itemsize

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from lsp import Exit, LspError
+from lsp import Exit, LspError, lacking
 from lsp.checkpoint import Model
 from lsp.data import published
 from lsp.data.published import Published
@@ -139,11 +139,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise LspError(
-            f"ONNX files need the Python package {name}.",
-            hint="Install it: pip install 'lsp[onnx]'",
-            code=Exit.MACHINE,
-        ) from None
+        raise lacking(f"ONNX files need the Python package {name}.", "onnx") from None
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import export
 
-from lsp import Exit, LspError, interrupt
+from lsp import Exit, LspError, interrupt, lacking
 from lsp.checkpoint import Model
 from lsp.data.tokenizer import SEP, SPECIALS, SentencePiece
 from lsp.deploy.parity import Answer, fits_one_file
@@ -86,11 +86,7 @@ def answerer(folder: Path) -> Answer:
 def need_flatbuffers() -> None:
     """Raises LspError (exit 5) without the package that jax writes programs with."""
     if importlib.util.find_spec("flatbuffers") is None:
-        raise LspError(
-            "StableHLO files need the Python package flatbuffers.",
-            hint="Install it: pip install 'lsp[stablehlo]'",
-            code=Exit.MACHINE,
-        )
+        raise lacking("StableHLO files need the Python package flatbuffers.", "stablehlo")
 
 
 def _config(model: Model) -> dict[str, Any]:

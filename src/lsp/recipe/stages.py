@@ -155,12 +155,13 @@ class Pruning:
     sample: int = key(2048, "training examples by which channels, heads and units are judged and what stays is fitted (`structure`)")
     shape: str = key("", "what each layer keeps, `12+672 11+384 …` heads and feed-forward units, instead of what `speedup` makes of it (`structure`)")
     pieces: int = key(0, "pieces to keep at most, besides special ones and single characters; 0 means all that the training examples have (`vocabulary`)")
+    hidden: float = key(0.0, "weight of being as before inside too, in the training that recovers: the states behind each layer, as the share of their square that is missed; the whole model then runs in every step; 0 means answers alone (`weights`, `structure`)")
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
 
 
 PRUNES = {  # the keys that each `what` reads, besides those that all do
-    "weights": ("sparsity", "score", "block", "scope", "pattern", "begin", "end", "every"),
-    "structure": ("speedup", "int8", "depth", "channels", "sample", "shape"),
+    "weights": ("sparsity", "score", "block", "scope", "pattern", "begin", "end", "every", "hidden"),
+    "structure": ("speedup", "int8", "depth", "channels", "sample", "shape", "hidden"),
     "vocabulary": ("pieces",),
 }
 
@@ -300,7 +301,7 @@ class Prune:
         plain = Pruning()
         for what, keys in PRUNES.items():
             for key in keys:
-                if what != self.prune.what and getattr(self.prune, key) != getattr(plain, key):
+                if key not in PRUNES[self.prune.what] and getattr(self.prune, key) != getattr(plain, key):
                     raise LspError(f"prune.{key} is for prune.what = {what}, and that is {self.prune.what}.", hint=f"Add --set prune.what={what}, or leave prune.{key} out.")
         if self.prune.what != "weights":
             return

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from lsp import Exit, LspError
+from lsp import LspError, lacking
 from lsp import recipe as recipes
 from lsp.data.masking import slots_for
 from lsp.model import cost, sharding
@@ -56,11 +56,7 @@ def tpu_slice(topology: str) -> Sequence[Any]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise LspError(
-            "The TPU compiler is missing: it comes with libtpu, in the extra `tpu`.",
-            hint="Install it: pip install 'lsp[tpu]'",
-            code=Exit.MACHINE,
-        ) from None
+        raise lacking("The TPU compiler is missing: it comes with libtpu, in the extra `tpu`.", "tpu") from None
     from jax.experimental import topologies
 
     # What libtpu would ask a TPU's host for, and that it need not be alone: it opens no TPU.
