@@ -73,6 +73,7 @@ def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> N
         ("train.batch_size=0", "'train.batch_size' is 0; it must be at least 1."),
         ("data.mask_rate=1.5", "'data.mask_rate' is 1.5; it must be between 0 and 1."),
         ("train.learning_rate=nan", "'train.learning_rate' is nan; it must be more than 0."),
+        ("train.epochs=inf", "'train.epochs' is inf; it must be finite."),
         ("model.preset=brt", "'model.preset' is 'brt', which is not one of bert, modern, bilstm. Did you mean 'bert'?"),
         (
             "train.best=acuracy",

@@ -94,3 +94,10 @@ def test_a_classifier_is_replayed_with_the_worst_text_first(corpus: Path, tmp_pa
     texts = {number: line.split("\t")[0] for number, line in enumerate(lines)}
     for row in found["texts"]:
         assert row["text"].strip() == texts[row["row"]]
+    part = dataclasses.replace(plan, adapt=recipe.Adapt(freeze=1))
+    with pytest.raises(LspError, match="diverged"):
+        finetune.run(str(data), tmp_path / "part", part, Files(*files), None, Options(QUIET))
+    (place,) = (tmp_path / "part" / "blackbox").iterdir()
+    with pytest.raises(LspError, match="needs more than a box holds") as refused:
+        replay.run(place, QUIET)
+    assert refused.value.code == 2

@@ -13,6 +13,7 @@ from lsp.commands import prepare, pretrain
 from lsp.console import Progress
 from lsp.data import shards
 from lsp.data.tokenizer import Tokenizer
+from lsp.train.options import Options
 
 RECIPE = recipe.Prepare(data=recipe.Text(vocab_size=300, tokenizer="bpe", sequence_length=32))
 WORDS = "\n\n".join(f"The {n} cats of street {n * n} saw {n % 7} dogs and went home again." for n in range(300))
@@ -65,6 +66,17 @@ def test_a_model_has_the_pieces_and_rows_of_the_data_whatever_its_recipe_says(
         said = capsys.readouterr().err
         assert ("out was prepared with data.vocab_size = " in said) == ("4096 is not read" in said) == warned
         assert "sequence_length" not in said
+
+
+def test_a_second_tokenizer_and_a_metric_that_pretraining_lacks_are_refused(corpus: str, tmp_path: Path) -> None:
+    run([corpus], tmp_path / "out")
+    options = Options(Progress(quiet=True))
+    with pytest.raises(LspError, match="out has a tokenizer, which its tokens are of"):
+        pretrain.run([str(tmp_path / "out")], tmp_path / "run", recipe.Pretrain(), tmp_path / "out", None, [], options)
+    wrong = recipe.Pretrain(train=recipe.Train(steps=4, evaluate_every=2, best="f1"))
+    with pytest.raises(LspError, match=r"train\.best = f1: no such metric here"):
+        pretrain.run([str(tmp_path / "out")], tmp_path / "run", wrong, None, None, [], options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_tokenizer_is_used_as_it_is(corpus: str, tmp_path: Path) -> None:

@@ -116,6 +116,20 @@ def test_columns_that_a_model_knows_come_before_the_usual_ones(tmp_path: Path) -
         list(tasks.stream(str(path), ("title", "body"), known=("text",)))
 
 
+def test_columns_known_by_numbers_are_not_looked_for_among_the_cells(tmp_path: Path) -> None:
+    """A label of the first row may be the number of the column of texts."""
+    path = write(tmp_path / "a.tsv", tsv(("good film", "1"), ("bad film", "0")))
+    read = tasks.read(path, ("1",), "2")
+    assert tasks.read(path, ("1",), "2", known=read.columns) == read and read.columns == ("1",)
+    assert [texts for texts, _ in tasks.stream(str(path), known=("1",))] == [("good film",), ("bad film",)]
+    path = write(tmp_path / "b.tsv", tsv(("2", "good film"), ("1", "bad film")))
+    assert tasks.read(path, label_column="1", known=("2",)).texts == [("good film",), ("bad film",)]
+    path = write(tmp_path / "c.tsv", tsv(("id", "text", "label"), ("1", "t", "x"), ("2", "u", "y")))
+    assert tasks.read(path, known=("1",)).texts == [("t",), ("u",)], "a header says more"
+    path = write(tmp_path / "d.jsonl", '{"text": "t", "label": 1}\n{"text": "u", "label": 0}\n')
+    assert tasks.read(path, known=("2",)).texts == [("t",), ("u",)]
+
+
 def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", tsv(("sentence", "label"), *ROWS) + "\n\n")
     assert tasks.read(path) == EXPECTED
@@ -213,11 +227,17 @@ def test_an_example_may_have_several_labels_or_none(tmp_path: Path) -> None:
 def test_labels_may_be_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", tsv(("text", "score"), ("x", "2.5"), ("y", "-1e1")))
     assert tasks.read(path, label_column="score", problem="regression") == Table([("x",), ("y",)], [2.5, -10.0], ())
-    for bad in ("good", "", "nan", "inf"):
+    for bad in ("good", "", "nan", "inf", "1e39"):
         path = write(tmp_path / "b.tsv", tsv(("text", "label"), ("x", "1"), ("y", bad)))
         with pytest.raises(LspError, match=r"line 3: .* not a number") as error:
             tasks.read(path, problem="regression")
         assert error.value.code == Exit.DATA
+
+
+def test_a_number_too_large_for_any_float_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", '{"text": "x", "label": 1' + "0" * 400 + "}\n")
+    with pytest.raises(LspError, match="line 1: field 'label' is '1000"):
+        tasks.read(path, problem="regression")
 
 
 def test_columns_are_kept_for_slices(tmp_path: Path) -> None:

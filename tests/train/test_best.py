@@ -23,6 +23,7 @@ def test_the_first_of_the_best_is_kept_with_its_weights(tmp_path: Path) -> None:
             offer(best, number)
         step, metrics, weights = best.finished(50)
         assert (step, metrics["accuracy"], weights["w"]) == (40, 0.9, [4.0])
+        best.settled(50)
         assert [path.name for path in (tmp_path / metric).glob("best.0*")] == ["best.00000040"]
 
 
@@ -47,6 +48,20 @@ def test_a_resumed_run_decides_as_if_it_had_not_been_killed(tmp_path: Path) -> N
         assert not again.over(10 * number)
     step, _, weights = again.finished(50)
     assert step == 40 and weights["w"] == [4.0]
+
+
+def test_an_evaluation_that_comes_out_worse_again_leaves_the_one_before(tmp_path: Path) -> None:
+    """Where it is not made of the same bits: with a budget of time, or on a graphics card."""
+    best = Best(tmp_path, "accuracy", 0)
+    for step, score in ((10, 0.5), (20, 0.9)):
+        best.offer(step, {"accuracy": score}, {"w": np.float32([step])})
+        best.settled(min(step, 15))
+    again = Best(tmp_path, "accuracy", 0)  # killed, goes on from step 15
+    again.offer(20, {"accuracy": 0.4}, {"w": np.float32([21])})
+    assert again.finished(20)[0] == 10 and again.finished(20)[2]["w"] == [10]
+    again.offer(30, {"accuracy": 0.6}, {"w": np.float32([30])})
+    again.settled(30)
+    assert [path.name for path in tmp_path.glob("best.0*")] == ["best.00000030"]
 
 
 def test_a_metric_that_is_none_is_said(tmp_path: Path) -> None:

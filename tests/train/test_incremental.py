@@ -23,10 +23,11 @@ def test_a_head_grows_by_columns() -> None:
 
 def test_replay_makes_old_classes_as_frequent_as_new_ones() -> None:
     old = Table([(f"old {n}",) for n in range(300)], [n % 3 for n in range(300)], ("a", "b", "c"))
-    new = Table([(f"new {n}",) for n in range(90)], [3] * 60 + [4] * 30, ("a", "b", "c", "d", "e"))
+    new = Table([(f"new {n}",) for n in range(90)], [3] * 60 + [4] * 30, ("a", "b", "c", "d", "e"), columns=("body",))
     both, apart = incremental.with_replay(new, old, 0.08, seed=1)
     # 8 old examples a class: 6 to train on, 2 apart; as many new ones of each class apart.
     assert Counter(apart.labels) == {0: 2, 1: 2, 2: 2, 3: 2, 4: 2} and both.names == apart.names == new.names
+    assert both.columns == apart.columns == ("body",)
     assert not {*both.texts} & {*apart.texts} and {*new.texts} <= {*both.texts} | {*apart.texts}
     again = Counter(text for text in both.texts if text[0].startswith("old"))
     assert len(again) == 18 and len({*again.values()}) == 1

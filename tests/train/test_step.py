@@ -90,6 +90,14 @@ def test_a_smaller_batch_is_cut_into_fewer_micro_batches(config: ModelConfig):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
 
 
+def test_a_batch_that_few_micro_batches_do_not_divide_is_cut_into_more():
+    config = ModelConfig("modern", 300, 8, (Layer(1, 8, 8),), max_length=32)
+    odd = {name: array[:5] for name, array in batch().items()}
+    (whole, _), (parts, _) = run(config, odd), run(config, odd, accumulate=4, full=10)  # 2 by the share, 5 in the end
+    for a, b in zip(jax.tree.leaves(moments(whole)), jax.tree.leaves(moments(parts)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4)
+
+
 def test_the_loss_of_pairs_is_the_mean_over_slots_plus_the_mean_over_rows():
     config = ModelConfig("bert", 300, 16, (Layer(2, 8, 24),), max_length=32).paired(True)
     params, data = initialise(config, 0), pairs()

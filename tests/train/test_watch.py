@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lsp import Exit, LspError, recipe
+from lsp import Exit, LspError, Stopped, recipe
 from lsp.commands import replay
 from lsp.console import Progress
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef, initialise
 from lsp.train import optimizer, watch
 from lsp.train.clock import Clock
-from lsp.train.loop import Fitted, Plan, fit
+from lsp.train.loop import ALONE, Fitted, Plan, fit
 from lsp.train.objectives import Objective, masked_lm
 from lsp.train.step import Signals, TrainState, make_train_step, make_update
 
@@ -67,7 +67,13 @@ def poisoned(step: int) -> Batch:
 
 
 def train(
-    path: Path, bad: dict[int, Callable[[int], Batch]], settings: recipe.Train, killed_at: int = 10**9, **changes: Any
+    path: Path,
+    bad: dict[int, Callable[[int], Batch]],
+    settings: recipe.Train,
+    killed_at: int = 10**9,
+    evaluate: Callable[[Any], dict[str, float]] = lambda params: {},
+    copies: recipe.Replicas = ALONE,
+    **changes: Any,
 ) -> tuple[Fitted, Said]:
     def batches(start: int, stop: int) -> Iterator[Batch]:
         for step in range(start, stop):
@@ -80,10 +86,11 @@ def train(
         params=initialise(CONFIG, 0),
         objective=Objective(masked_lm),
         batches=batches,
-        evaluate=lambda params: {},
+        evaluate=evaluate,
         train=dataclasses.replace(settings, **changes),
         mesh=recipe.Mesh(),
         clock=Clock(),
+        replicas=copies,
     )
     path.mkdir(exist_ok=True)
     said = Said()
@@ -254,3 +261,50 @@ def test_a_run_whose_time_is_up_when_it_is_resumed_is_finished(tmp_path: Path, m
     assert_same(fitted.params, by_hand([*range(9)]))  # at a learning rate of 0
     with pytest.raises(LspError, match="used up after"):
         train(tmp_path / "new", {}, TRAIN)
+
+
+def test_copies_whose_time_is_up_go_on_until_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies, longer = recipe.Replicas(count=2, every=8), dataclasses.replace(TRAIN, steps=40)
+    with pytest.raises(Killed):
+        train(tmp_path, {}, longer, killed_at=10, copies=copies)
+    over = Clock(1e-6)
+    monkeypatch.setitem(train.__globals__, "Clock", lambda: over)
+    assert train(tmp_path, {}, longer, copies=copies)[0].step == 16
+
+
+def test_an_evaluation_that_was_cut_short_is_made_when_the_run_goes_on(tmp_path: Path) -> None:
+    """By a signal, which saves the step that was to be evaluated; the lines of the file are then the same."""
+    lines = []
+    for cut in (0, 2):
+        calls = []
+
+        def evaluate(params: Any, cut: int = cut, calls: list[int] = calls) -> dict[str, float]:
+            calls.append(1)
+            if len(calls) == cut:
+                raise Stopped(Exit.STOPPED)
+            return {"loss": float(np.square(params["layers"][0]["attention"]["qkv"]["kernel"]).sum())}
+
+        out, how = tmp_path / str(cut), {"evaluate": evaluate, "evaluate_every": 4, "best": "loss"}
+        if cut:
+            with pytest.raises(Stopped):
+                train(out, {}, TRAIN, **how)
+            assert (out / "train" / "00000008").is_dir()
+        fitted, _ = train(out, {}, TRAIN, **how)
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        timed = ("seconds", "useful_tokens_per_second")
+        lines.append([{name: row[name] for name in row if name not in timed} for row in rows])
+        assert [row["step"] for row in rows if "dev_loss" in row] == [4, 8, 12] and fitted.step == 12
+        train(out, {}, TRAIN, **how)  # all is done, but for the end
+        again = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in again] == [row["step"] for row in rows]
+    assert lines[0] == lines[1]
+
+
+def test_half_a_line_that_a_full_disk_left_is_dropped(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, {}, TRAIN, killed_at=10)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')
+    train(tmp_path, {}, TRAIN)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [4, 8, 12, 12]

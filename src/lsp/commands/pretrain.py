@@ -17,7 +17,7 @@ from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
 from lsp.model.weightonly import dequantize
-from lsp.train import processes, trackers
+from lsp.train import best, processes, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Pretraining
 from lsp.train.labelled import counted
@@ -48,6 +48,8 @@ def run(
     clock, progress = Clock(options.budget), options.progress
     if options.budget:
         _refuse_endless(recipe)
+    if recipe.train.best:
+        best.known(recipe.train.best, ("accuracy", "loss"))
     with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
         prepared = shards.prepared(readable)
         if prepared:
@@ -57,6 +59,9 @@ def run(
             "valid": text.digest(held_out) if held_out else "",
             "from": directory.identity(directory.read(start)) if start else "",
         }
+        if tokenizer:
+            _refuse_second(tokenizer, readable[0] if prepared else "", start)
+            inputs["tokenizer"] = Tokenizer.load(tokenizer).hash
         if teacher:
             inputs["teacher"] = directory.identity(directory.read(teacher))
         with processes.claim(
@@ -129,6 +134,15 @@ def _refuse_endless(recipe: recipes.Pretrain) -> None:
         raise LspError(
             f"{key} follows the steps, and with --budget alone no step is known to be the last.",
             hint=f"Add --set train.steps=N, or leave out {key}.",
+        )
+
+
+def _refuse_second(tokenizer: Path, prepared: str, start: Path | None) -> None:
+    """Raises LspError (exit 2) for a tokenizer beside something that has one."""
+    if other := prepared or start:
+        raise LspError(
+            f"{other} has a tokenizer, which its tokens are of: --tokenizer {tokenizer} would not be read.",
+            hint="Leave --tokenizer out.",
         )
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lsp import LspError
 from lsp import recipe as recipes
 from lsp.model.encoder import graphdef
 from lsp.train import blackbox
@@ -19,7 +18,7 @@ from lsp.train import mesh as meshes
 from lsp.train.blackbox import Box
 from lsp.train.compiled import build, policies
 from lsp.train.metrics import value
-from lsp.train.objectives import LABELS, Objective, masked_lm, masked_lm_of_pairs
+from lsp.train.objectives import Objective
 from lsp.train.step import Signals, begin, key_at, raw_key
 
 WORST = 5  # texts that are shown
@@ -31,13 +30,7 @@ def run(place: Path, progress: Any) -> dict[str, Any]:
     `exact` says whether loss and gradient norm are those of the run, bit for bit; on other devices they may not be.
     """
     box = blackbox.read(place)
-    facts, objectives = box.facts, {loss.__name__: loss for loss in (masked_lm, masked_lm_of_pairs, *LABELS.values())}
-    if facts["objective"] not in objectives:
-        raise LspError(
-            f"The loss of {place} is {facts['objective']!r}, which needs more than a box holds: a teacher, or [adapt].",
-            hint="Its texts are in box.json.",
-        )
-    objective = Objective(objectives[facts["objective"]])
+    facts, objective = box.facts, Objective(blackbox.REPLAYED[box.facts["objective"]])
     devices = jax.devices()[: facts["devices"]]
     alike = len(devices) == facts["devices"]
     mesh = meshes.make(box.mesh if alike else recipes.Mesh(), devices if alike else devices[:1])

@@ -19,6 +19,7 @@ from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp import steps as saved
 from lsp.data import files, shards
+from lsp.data.tokenizer import Tokenizer
 
 GLANCE = 0.002  # seconds between two looks at a run
 
@@ -43,6 +44,8 @@ def run(
     train = dataclasses.replace(recipe.train, steps=steps, checkpoint_every=1, keep=steps + 1)
     dumped = recipes.dump(dataclasses.replace(recipe, train=train))
     inputs = {"data": shards.prepared(data) or files.digest(data), "kills": str(kills)}
+    if tokenizer:
+        inputs["tokenizer"] = Tokenizer.load(tokenizer).hash
     with directory.claim(out, command="verify resume", recipe=dumped, inputs=inputs, overwrite=overwrite) as held:
         if held.complete:
             return held.result()

@@ -28,6 +28,7 @@ LABELS = ("label", "labels", "class", "category", "quality", "target", "sentimen
 RAGGED = ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"]
 MOST_CLASSES = 1000  # more is a column of something else
 LONGEST_CELL = 64 << 20  # characters of a CSV cell
+LARGEST = 3.4028234663852886e38  # number that float32 holds
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def read(
     """The table in a file (`-` is standard input).
 
     Columns are known by their usual names, or given: a name, or a number from 1 where there is no header. Those that a
-    model was trained on, `known`, are looked for before the usual ones, and there must be as many of texts. `labels`
+    model was trained on, `known`, are looked for before the usual ones (numbers where there is no header), and there
+    must be as many of texts. `labels`
     are the classes there must be, which a file may also call by their numbers from 0; without them the file's own,
     sorted (as numbers where they are). With `grow` others may follow those. `slices` are columns to keep as `groups`.
     Raises LspError (exit 3, or 2 for a column option) naming the line.
@@ -196,12 +198,16 @@ def _columns(
     keyed = isinstance(head, Mapping)
     names = [str(name) for name in head]
     header = {name.strip().lower(): name for name in reversed(names)}
-    usual = tuple(known) if known and all(name.strip().lower() in header for name in known) else _usual_texts(header)
+    numbers = bool(known) and all(name.isdecimal() for name in known)  # of a file that had no header
+    named = bool(known) and not numbers and all(name.strip().lower() in header for name in known)
+    usual = tuple(known) if named else _usual_texts(header)
     if text.kind(path) == ".txt" and not (texts or labelled):  # a text a line, whatever the first one is
         return _Columns((0,), None, False, ("1",))
     if len(names) == 1 and not (keyed or texts or usual or labelled or text.kind(path) == ".csv"):
         return _Columns((0,), None, False, ("1",))
     headed = keyed or bool(usual) or any(name and not _is_place(name, names) for name in (*texts, label))
+    if numbers and not headed and all(_is_place(name, names) for name in known):
+        usual = tuple(known)
     if labelled and not label and headed:
         label = next((name for name in LABELS if name in header), "")
     for what, found in (("text", texts or usual), ("label", label or not labelled)):
@@ -351,11 +357,12 @@ def _several(value: Any) -> list[Any]:
 def _number(value: Any, where: str) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise _bad(
-            f"{where} is {str(value)[:40]!r}, not a number.", "With head.problem = regression labels are numbers."
+            f"{where} is {str(value)[:40]!r}, not a number that float32 holds.",
+            "With head.problem = regression labels are numbers.",
         )
     return number
 

@@ -1,6 +1,7 @@
 """Recipes from TOML and `key=value` changes, and as TOML again."""
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -126,6 +127,8 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
     for names, holds, wanted in LIMITS:
         if name in names and not holds(value):
             raise LspError(f"{where} is {value!r}; it must be {wanted}.")
+    if hint is float and not math.isfinite(value):
+        raise LspError(f"{where} is {value!r}; it must be finite.")
     return value
 
 

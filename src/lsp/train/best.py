@@ -22,7 +22,8 @@ def known(metric: str, metrics: Collection[str]) -> None:
 
 
 class Best:
-    """`RUN/train/best.json` has every evaluation by its step, and `RUN/train/best.<step>/` the weights of the best.
+    """`RUN/train/best.json` has every evaluation by its step, and `RUN/train/best.<step>/` the weights of the best, and
+    of those that were the best at or since the newest step that a killed run goes on from.
 
     All of it follows from the evaluations up to a step, so that a run that is resumed, and makes some of them again,
     stops where it would have stopped.
@@ -39,16 +40,22 @@ class Best:
         if not self.metric:
             return
         known(self.metric, metrics)
-        before = self.step(step - 1)
         self.seen[step] = metrics
         if not processes.first():
             return
-        best = self.step(step)
-        if best == step:
+        if self.step(step) == step:
             save_params(self._place(step), params)
         write_atomically(self.file, json.dumps(self.seen))
-        if best == step and before is not None:
-            shutil.rmtree(self._place(before), ignore_errors=True)
+
+    def settled(self, saved: int) -> None:
+        """No evaluation up to the step `saved` is made again: of their weights only the best can be the best at last.
+        Those since then are kept, since another one of the same step may come out worse."""
+        if not self.metric or not processes.first():
+            return
+        best = self.step(saved)
+        for step in self.seen:
+            if step <= saved and step != best:
+                shutil.rmtree(self._place(step), ignore_errors=True)
 
     def over(self, step: int) -> bool:
         """Whether so many evaluations since the best one were no better."""

@@ -26,6 +26,7 @@ from lsp.model.config import ModelConfig
 from lsp.model.encoder import shapes
 from lsp.train import mesh as meshes
 from lsp.train import processes
+from lsp.train.objectives import LABELS, Loss, masked_lm, masked_lm_of_pairs
 from lsp.train.watch import Refused
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEEP = 3
+# The losses that read nothing but the model and the batch, by their names in a box.
+REPLAYED: dict[str, Loss] = {loss.__name__: loss for loss in (masked_lm, masked_lm_of_pairs, *LABELS.values())}
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,20 @@ def _write(place: Path, refused: Refused, params: Any, plan: "Plan") -> None:
 
 
 def read(place: Path) -> Box:
-    """The box at `place`. Nothing in it is believed that does not fit together. Raises LspError (exit 4)."""
+    """The box at `place`. Nothing in it is believed that does not fit together. Raises LspError: exit 4, or 2 where the
+    loss reads more than a box holds."""
     try:
         facts = json.loads((place / "box.json").read_bytes())
         if facts["format"] > FORMAT:
             raise manifest.from_the_future(place / "box.json")
         if facts["sha256"] != manifest.sha256(place / "arrays.npz"):
             raise ValueError
+        if facts["objective"] not in REPLAYED:
+            raise LspError(
+                f"The loss of {place} is {facts['objective']!r}, which needs more than a box holds: a teacher, or "
+                "[adapt].",
+                hint="Its texts are in box.json.",
+            )
         config = ModelConfig.from_dict(facts["model"])
         train, mesh = recipes.Train(**facts["train"]), recipes.Mesh(**facts["mesh"])
         with np.load(place / "arrays.npz", allow_pickle=False) as arrays:

@@ -42,9 +42,9 @@ def with_replay(new: Table, old: Table, share: float, seed: int, apart: float = 
     kept = [row for label, rows in drawn.items() for row in rows[len(back[label]) :]]
     left = np.setdiff1d(np.arange(len(new.texts)), [row for rows in beside.values() for row in rows]).tolist()
     times = max(1, round(len(left) * len(drawn) / len(new_rows) / len(kept)))
-    trained = _joined(_rows(new, left), *[_rows(old, kept)] * times)
-    judged = [_rows(old, rows) for rows in back.values()] + [_rows(new, rows) for rows in beside.values()]
-    return trained, _joined(_rows(new, []), *judged)
+    trained = _joined(new.some(left), *[old.some(kept)] * times)
+    judged = [old.some(rows) for rows in back.values()] + [new.some(rows) for rows in beside.values()]
+    return trained, _joined(new.some([]), *judged)
 
 
 def _by_class(table: Table, random: np.random.Generator) -> dict[str, list[int]]:
@@ -55,16 +55,13 @@ def _by_class(table: Table, random: np.random.Generator) -> dict[str, list[int]]
     return found
 
 
-def _rows(table: Table, rows: list[int]) -> Table:
-    return Table([table.texts[row] for row in rows], [table.labels[row] for row in rows], table.names)
-
-
 def _joined(first: Table, *others: Table) -> Table:
+    """All rows; the columns are those of the first."""
     texts, labels = list(first.texts), list(first.labels)
     for other in others:
         texts += other.texts
         labels += other.labels
-    return Table(texts, labels, first.names)
+    return Table(texts, labels, first.names, columns=first.columns)
 
 
 def shift(logits_NC: np.ndarray, labels_N: np.ndarray, old: int, least: float = 0.0) -> float:

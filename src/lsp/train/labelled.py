@@ -16,7 +16,7 @@ from lsp.data import batches, tasks, text
 from lsp.data.examples import Examples, example_numbers, in_batches
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
-from lsp.train import incremental
+from lsp.train import best, incremental, metrics
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Plan
@@ -155,6 +155,8 @@ def plan(
         raise LspError("train.steps and train.epochs are 0: that trains nothing.", hint="Leave out train.epochs.")
     if train.batch_start:
         raise LspError("train.batch_start is for pretraining.", hint="Leave it out.")
+    if train.best:
+        best.known(train.best, metrics.names(config.problem))
     classifier = Classifier(config)
     return Plan(
         config=config,

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lsp.manifest import write_atomically
 from lsp.train import energy, memory, processes
 from lsp.train.metrics import Mean, value
 from lsp.train.trackers import Tracker
@@ -78,16 +79,17 @@ def peak_memory() -> int:
 
 
 class Log:
-    """`metrics.jsonl`. Metrics are read one step late, so that the device never waits for the host; lines of steps that
-    will be done again are dropped. `trackers` get every new line too."""
+    """`metrics.jsonl`. Metrics are read one step late, so that the device never waits for the host. Lines of what will
+    be done again are dropped: of steps after `start`, and evaluations of `start`; so is half a line that a full disk
+    left. `trackers` get every new line too."""
 
     def __init__(self, path: Path, start: int, meter: Meter, trackers: Sequence[Tracker] = ()) -> None:
         self.path, self.meter, self.trackers = path, meter, trackers
         before: dict[str, float] = {}
         if processes.first():
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-            kept = [line for line in lines if line and json.loads(line)["step"] <= start]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = [line for line in lines if _stands(line, start)]
+            write_atomically(path, "".join(line + "\n" for line in kept))
             before = json.loads(kept[-1]) if kept else before
         # What the run has taken so far: steps between the last line and `start` count as its average step.
         share = start / max(1, before.get("step", 0))
@@ -146,3 +148,12 @@ class Log:
                 file.write(json.dumps({"step": step} | row) + "\n")
         for track in self.trackers:
             track(step, row)
+
+
+def _stands(line: str, start: int) -> bool:
+    """Whether a line of a run that goes on from `start` is not written again."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return False
+    return bool(row["step"] < start or (row["step"] == start and not any(name.startswith("dev_") for name in row)))

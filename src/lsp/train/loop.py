@@ -106,6 +106,7 @@ def fit(plan: Plan, path: Path, progress: Any, trackers: Sequence[Tracker] = ())
         best: dict[str, Any] = {}
         if train.best:
             loop.best.offer(loop.done, metrics, params)
+            processes.meet()  # the first one wrote what all read
             best["best_step"], metrics, params = loop.best.finished(loop.done)
             progress.say(f"the best {train.best} was {metrics[train.best]:.4g}, at step {best['best_step']}")
         reached, skipped = np.asarray(jax.device_get(loop.state.step)), loop.skipped()
@@ -145,6 +146,7 @@ class _Loop:
         train = self.plan.train
         with interrupt.holding(), self.progress.task("training", train.steps or None) as bar:
             try:
+                self.measure()  # what ended the run at the step that it goes on from may have come before that
                 if train.on_divergence == "rewind" and not self.done:
                     self.steps.save(0, self._saved())
                 while not self.over() or (self.refused() and not self.over()):
@@ -165,8 +167,9 @@ class _Loop:
 
     def over(self) -> bool:
         """Whether all steps are made, the time is up (on that all processes agreed with the step before), or nothing
-        got better for long enough."""
-        return self.done >= self.end or self.log.progress >= 1 or self.best.over(self.done)
+        got better for long enough; of copies only where they have met."""
+        met = self.plan.replicas.count == 1 or self.done % self.plan.replicas.every == 0
+        return self.done >= self.end or (met and (self.log.progress >= 1 or self.best.over(self.done)))
 
     def advance(self) -> bool:
         """One step. False where the watch refused the one before it: then this one changed nothing either.
@@ -218,7 +221,12 @@ class _Loop:
             bar.update(done)
         if done % train.checkpoint_every == 0:
             self.save()
-        if train.evaluate_every and done % train.evaluate_every == 0 and done < train.steps:
+        self.measure()
+
+    def measure(self) -> None:
+        """The evaluation that is due after so many steps, if one is. The last of all is not made here."""
+        train, done = self.plan.train, self.done
+        if train.evaluate_every and done % train.evaluate_every == 0 and 0 < done < self.end:
             metrics = self.plan.evaluate(self.state.params)
             self.log.evaluated(done, metrics)
             if train.best:
@@ -237,7 +245,8 @@ class _Loop:
     def save(self) -> None:
         self.refused()
         if self.done > self.saved:
-            self.steps.save(self.done, self._saved())
+            self.steps.save(self.done, self._saved())  # which waits for the one before it
+            self.best.settled(self.saved)
             self.saved = self.done
 
     def _saved(self) -> Saved:

@@ -115,6 +115,7 @@ def make_update(
     ) -> tuple[Any, Any, dict[str, Mean], jax.Array]:
         rows = next(iter(batch.values())).shape[0]
         count = max(1, accumulate * rows // (full or rows))
+        count = next(parts for parts in range(count, rows + 1) if rows % parts == 0)
         if count == 1:
             grads, metrics = gradients(params, frozen, batch, key)
         else:
