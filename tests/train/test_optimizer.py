@@ -214,6 +214,15 @@ def test_every_schedule_is_its_formula(name: str):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
+def test_a_rate_that_begins_anew_has_its_course_twice(name: str):
+    train = recipe.Train(steps=10, learning_rate=1e-2, warmup=0.1, schedule=name, decay=0.25)
+    rate = optimizer.schedule(dataclasses.replace(train, restart=0.6))
+    for p in np.linspace(0.01, 1, 50):
+        within = p / 0.6 if p < 0.6 else (p - 0.6) / 0.4
+        assert float(rate(p)) == pytest.approx(rate_by_hand(train, within), abs=5e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_the_first_and_the_last_step_move(name: str):
     rate = optimizer.schedule(recipe.Train(steps=1, warmup=0.1, schedule=name))
     clock = Clock()

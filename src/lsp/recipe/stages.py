@@ -97,6 +97,7 @@ class Train:
     warmup: float = key(0.06, "share of the steps over which the learning rate rises from 0")
     schedule: Literal["linear", "cosine", "inverse_sqrt", "wsd"] = key("linear", "the learning rate after the warm-up: falls to 0 on a line or a cosine, with the root of the steps, or (`wsd`) stays and falls over the last `decay`")
     decay: float = key(0.2, "share of the steps over which `wsd` falls to 0")
+    restart: float = key(0.0, "share of the steps after which the learning rate begins anew, warm-up and all: at `prune.end`, say, for the recovery; 0 means that it does not")
     optimizer: Literal["sgd", "adagrad", "adam", "adamw", "stableadamw", "lamb", "lion", "muon"] = key("adamw", "how gradients become updates; `muon` is for the layers' matrices and leaves the rest to AdamW")
     weight_decay: float = key(0.01, "decay of matrices a step, times the learning rate; biases and norms have none. Part of the gradient with `sgd`, `adagrad` and `adam`")
     beta1: float = key(0.9, "average of gradients; momentum for `sgd`")
@@ -355,7 +356,7 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill, 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
     (("mask_rate", "mask_rate_end", "smooth", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
-    (("sparsity", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("sparsity", "restart", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup", "block"), lambda v: v >= 1, "at least 1"),
     (("steps", "epochs", "pieces", "depth", "channels", "augment", "hidden", "relations", "relation_layer", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),

@@ -88,9 +88,10 @@ def course(train: recipes.Train) -> Rate:
     """The share of the peak learning rate by progress: a line up over `warmup`, then the shape that the recipe names.
 
     `linear` and `cosine` fall to 0. `inverse_sqrt` falls with the root of the steps (Vaswani et al., 2017). `wsd` stays
-    at the peak and falls over the last `decay` with 1 − sqrt (Hägele et al., 2024). Raises LspError (exit 2).
+    at the peak and falls over the last `decay` with 1 − sqrt (Hägele et al., 2024). With `restart` all of that is the
+    course of the run up to there, and once more of the rest (Loshchilov and Hutter, 2017). Raises LspError (exit 2).
     """
-    warmup, decay = train.warmup, train.decay
+    warmup, decay, restart = train.warmup, train.decay, train.restart
     if train.schedule == "inverse_sqrt" and not warmup:
         raise LspError("The inverse_sqrt schedule begins at its warm-up.", hint="Set train.warmup, to 0.06 say.")
     if train.schedule == "wsd" and warmup + decay > 1:
@@ -108,6 +109,8 @@ def course(train: recipes.Train) -> Rate:
 
     def rate(progress: Any) -> jax.Array:
         progress = jnp.asarray(progress, jnp.float32)
+        if restart:
+            progress = jnp.where(progress < restart, progress / restart, (progress - restart) / (1 - restart))
         rising = progress / warmup if warmup else 1.0
         fallen = jnp.clip((progress - since) / max(1 - since, 1e-9), 0.0, 1.0)
         return jnp.minimum(jnp.minimum(rising, 1.0), shape[train.schedule](fallen))
