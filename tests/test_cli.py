@@ -275,6 +275,13 @@ def test_every_failure_has_its_code_and_a_fix(error: BaseException, code: Exit, 
     assert failure.hint
 
 
+def test_what_saves_nothing_does_not_say_that_it_goes_on() -> None:
+    for error, code in ((KeyboardInterrupt(), Exit.INTERRUPTED), (Stopped(Exit.STOPPED), Exit.STOPPED)):
+        failure = failures.explain(error, saves=False)
+        assert (failure.message, failure.hint, failure.code) == ("Stopped.", "", code)
+    assert "train." not in failures.explain(MemoryError(), saves=False).hint
+
+
 def test_a_signal_that_a_library_wrapped_is_still_a_signal() -> None:
     def start() -> None:
         try:

@@ -111,6 +111,20 @@ def test_a_run_that_made_nothing_may_be_asked_for_something_else(tmp_path: Path)
         assert json.loads((run.path / "run.json").read_text())["inputs"] == run.inputs == {"data": "b" * 64}
 
 
+def test_what_it_left_is_not_sealed_with_what_is_asked_for_then(tmp_path: Path) -> None:
+    """An export that was stopped, say; the black box of a run that diverged is for looking at."""
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "out") as run:
+        (run.path / "model.onnx").write_bytes(b"of another")
+        (run.path / "blackbox").mkdir()
+        fail(ZeroDivisionError())
+    with claimed(tmp_path / "out", recipe="[train]\nsteps = 9\n") as run:
+        assert not (run.path / "model.onnx").exists() and (run.path / "blackbox").is_dir()
+    with claimed(tmp_path / "out", recipe="[train]\nsteps = 9\n") as run:
+        (run.path / "metrics.jsonl").write_text("{}\n")
+    with claimed(tmp_path / "out", recipe="[train]\nsteps = 9\n") as run:
+        assert (run.path / "metrics.jsonl").exists(), "the same goes on"
+
+
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_what_lsp_did_not_write_is_never_touched(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "thesis").mkdir()

@@ -33,9 +33,11 @@ from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.console import Progress
+from lsp.data.tokenizer import MASK
 from lsp.deploy import apart
 from lsp.model.int8 import Int8, present
 from lsp.train import labelled
+from lsp.train.evaluate import MaskedWords
 from lsp.train.labelled import Files
 from lsp.train.options import Options
 
@@ -455,6 +457,39 @@ def test_an_encoder_guesses_masked_words(road: Path, tmp_path: Path):
     row = json.loads(output.getvalue())
     assert len(row["guesses"]) == 2
     assert all(len(mask) == 5 and sum(mask.values()) <= 1 for mask in row["guesses"])
+
+
+def test_around_a_mask_the_text_is_cut_as_in_training(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, asked = checkpoint.open(road / "encoder"), []
+
+    def guess(self: Any, params: Any, tokens: np.ndarray, masks: np.ndarray) -> Any:
+        asked.append(tokens.tolist())
+        return np.zeros((len(masks), 1), int), np.ones((len(masks), 1))
+
+    monkeypatch.setattr(predict.MaskedWords, "__call__", guess)
+    list(predict._words(base, 9999)([("vela [MASK], oru [MASK].",)]))
+    whole = base.tokenizer.encode(["vela, oru."])[0]
+    assert [token for token in asked[0][1:-1] if token != MASK] == whole
+
+
+def test_a_model_may_have_more_rows_than_its_tokenizer(road: Path) -> None:
+    base = checkpoint.open(road / "encoder")
+    table = base.params["embeddings"]["tokens"]["table"]
+    padded = jax.tree.map(lambda leaf: leaf, base.params)
+    padded["embeddings"]["tokens"]["table"] = np.pad(table, ((0, 8), (0, 0)), constant_values=9.0)
+    padded["words"]["bias"] = np.pad(base.params["words"]["bias"], (0, 8), constant_values=99.0)
+    config = dataclasses.replace(base.config, vocab_size=base.config.vocab_size + 8)
+    tokens, masks = np.array([2, 9, MASK, 3], np.int32), np.array([2])
+    found = MaskedWords(config, 5, base.tokenizer.size)(padded, tokens, masks)
+    expected = MaskedWords(base.config, 5, base.tokenizer.size)(base.params, tokens, masks)
+    np.testing.assert_array_equal(found[0], expected[0])
+
+
+def test_how_many_classes_are_told_is_for_json(road: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.txt").write_text("vela\n")
+    with pytest.raises(LspError, match="--top-k is for the probabilities of classes") as refused:
+        predict.run(road / "classifier", str(tmp_path / "in.txt"), AUTO, predict.Output(io.StringIO(), False, 1), QUIET)
+    assert refused.value.code == 2 and "--json" in refused.value.hint
 
 
 class Killed(Exception):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_the_shipped_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prune", "said"),
+    ("section", "said"),
     [
         (recipe.Pruning(speedup=3.0), "prune.speedup is for prune.what = structure, and that is weights"),
         (
@@ -39,11 +40,20 @@ def test_the_shipped_sizes() -> None:
         ),
         (recipe.Pruning("vocabulary", depth=2), "prune.depth is for prune.what = structure, and that is vocabulary"),
         (recipe.Pruning("vocabulary", hidden=1.0), "prune.hidden is for prune.what = weights, and that is vocabulary"),
+        (recipe.Pruning(block=4), "prune.block is for prune.score = fisher, and that is magnitude"),
+        (recipe.Pruning(pattern="2:4", sparsity=0.8), "prune.pattern and prune.sparsity both"),
+        (recipe.Distillation(match="nearest"), "distill.match is for distill.hidden, which is 0"),
+        (recipe.Distillation(relation_layer=2), "distill.relation_layer is for distill.relations, which is 0"),
+        (recipe.Quantization(sample=9), "quantize.sample is of the examples that calibrate"),
     ],
 )
-def test_what_another_kind_of_pruning_would_read_is_refused(prune: recipe.Pruning, said: str) -> None:
+def test_what_nothing_would_read_is_refused(section: Any, said: str) -> None:
+    whole = {recipe.Pruning: recipe.Prune, recipe.Distillation: recipe.Distill}.get(type(section))
     with pytest.raises(LspError, match=said):
-        recipe.Prune(prune).check()
+        (whole(section) if whole is recipe.Prune else whole(distill=section) if whole else section).check()
+
+
+def test_every_key_of_pruning_belongs_to_a_kind() -> None:
     every = {key for keys in recipe.stages.PRUNES.values() for key in keys}
     assert every | {"what", "hard"} == {field.name for field in dataclasses.fields(recipe.Pruning)}
 
@@ -52,6 +62,12 @@ def test_what_another_kind_of_pruning_would_read_is_refused(prune: recipe.Prunin
 def test_a_dumped_recipe_loads_as_itself(stage: type, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(recipe.dump(stage()), encoding="utf-8")
     assert recipe.load(stage, tmp_path / "recipe.toml") == stage()
+
+
+def test_text_of_several_lines_is_dumped_as_toml(tmp_path: Path) -> None:
+    spelt = recipe.Prune(recipe.Pruning("structure", shape='12+672\n11+384\t"\\\x7f'))
+    (tmp_path / "recipe.toml").write_text(recipe.dump(spelt), encoding="utf-8")
+    assert recipe.load(recipe.Prune, tmp_path / "recipe.toml") == spelt
 
 
 def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> None:
@@ -72,6 +88,8 @@ def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> N
         ("train.steps=true", "'train.steps' must be a whole number, not True."),
         ("train.batch_size=0", "'train.batch_size' is 0; it must be at least 1."),
         ("data.mask_rate=1.5", "'data.mask_rate' is 1.5; it must be between 0 and 1."),
+        ("model.dropout=1", "'model.dropout' is 1.0; it must be at least 0 and under 1."),
+        ("train.learning_rate=1" + "0" * 400, "'train.learning_rate' is inf; it must be finite."),
         ("train.learning_rate=nan", "'train.learning_rate' is nan; it must be more than 0."),
         ("train.epochs=inf", "'train.epochs' is inf; it must be finite."),
         ("model.preset=brt", "'model.preset' is 'brt', which is not one of bert, modern, bilstm. Did you mean 'bert'?"),

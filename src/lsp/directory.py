@@ -130,13 +130,15 @@ def _finished(out: Path, asked: dict[str, Any]) -> Run | None:
 def _begin(out: Path, asked: dict[str, Any], overwrite: bool) -> None:
     """Writes what is asked into a new run, or checks that a started one was asked for the same."""
     marker = _marker(out)
-    if marker and overwrite:
-        for name in (*WRITTEN, *manifests.UNSEALED):
+    if marker and not overwrite and any(_holds_a_file(out / name) for name in WORK):
+        _refuse_other(out, marker, asked)
+    # A run that failed before it made anything may be asked for something else: nothing is lost. What it did leave, an
+    # export that was not finished say, goes first: else it would be sealed with the new.
+    kept = () if overwrite else ("blackbox",)
+    if marker and (overwrite or marker != asked):
+        for name in {*WRITTEN, *manifests.UNSEALED} - {*kept}:
             _remove(out / name)
         sync(out)
-    elif marker and any(_holds_a_file(out / name) for name in WORK):
-        _refuse_other(out, marker, asked)
-    # A run that failed before it made anything may be asked for something else: nothing is lost.
     if marker != asked:
         write_atomically(out / "run.json", json.dumps(asked, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     write_atomically(out / "recipe.toml", asked["recipe"])

@@ -15,13 +15,16 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 
-def explain(error: BaseException) -> LspError:
-    """What went wrong, what to type and the exit code, for anything a command can raise."""
+def explain(error: BaseException, saves: bool = True) -> LspError:
+    """What went wrong, what to type and the exit code, for anything that a command can raise, which `saves` what it has
+    done or has nothing to save."""
     text = str(error)
     if isinstance(error, LspError):
         return error
     if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort):
         code = error.code if isinstance(error, Stopped) else Exit.INTERRUPTED
+        if not saves:
+            return LspError("Stopped.", code=code)
         return LspError("Stopped; what was done is saved.", hint="Run the same command again to continue.", code=code)
     if isinstance(error, typer.TyperException):
         return explain_usage(error)
@@ -34,6 +37,7 @@ def explain(error: BaseException) -> LspError:
         return LspError(f"The disk is full ({console.size(free)} free here).", hint=hint, code=Exit.MACHINE)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         hint = "Lower train.batch_size, or raise train.accumulate: --set train.accumulate=4"
+        hint = hint if saves else "Stop what else runs here."
         return LspError(f"There is not enough memory: {first_line(error)}", hint=hint, code=Exit.MACHINE)
     if isinstance(error, OSError) and error.errno in MACHINE:
         hint = "Check the permissions, or choose another --out."

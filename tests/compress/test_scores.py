@@ -153,10 +153,10 @@ def test_blocks_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: py
     monkeypatch.setattr("lsp.train.memory.usable", lambda: 40_000)
     tx = prune.gradual(recipe.Pruning(score="fisher"), 10)
     with pytest.raises(
-        LspError, match=r"keeps 50 numbers for each .*, 0\.000358 GB, and the device has 4e-05 GB"
+        LspError, match=r"keeps 50 numbers for each .*, 0\.00108 GB, and the device has 4e-05 GB"
     ) as error:
         jax.eval_shape(tx.init, params)
-    assert error.value.code == 5 and "prune.block=2" in error.value.hint
+    assert error.value.code == 5 and "prune.block=1" in error.value.hint
 
 
 def test_scores_of_gradients_do_not_do_without(params: dict) -> None:

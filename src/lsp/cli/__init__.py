@@ -22,6 +22,7 @@ from lsp.failures import explain, root
 
 __all__ = ["app", "main"]
 ANSWERING = ("bench", "evaluate", "explain", "predict")  # commands that train nothing
+TELLING = ("data peek", "doctor", "inspect", "plan", "plot", "replay", "report", "verify")  # nor save what they do
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LSP_DEBUG"):
             traceback.print_exc()
         error = root(error)
-        failure = explain(error)
+        failure = explain(error, saves=command_in(words) not in (*ANSWERING, *TELLING))
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort) else "failed"
         console.fail(failure, "--json" in words, command_in(words), status)
         return int(failure.code)

@@ -166,6 +166,7 @@ def distill(
     answers of the run in --from.
     """
     plan = recipe.load(recipe.Distill, recipe_file, changes)
+    plan.check()
     columns = (tuple(text_column), label_column)
     need(train, dev, code=Exit.DATA)
     need(begin, augmenter)

@@ -215,7 +215,8 @@ def predict(
     begin: Annotated[Path, typer.Option("--from", metavar="RUN", help="A run, or an ONNX or StableHLO export of one.")],
     source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
     top: Annotated[
-        int | None, typer.Option("--top-k", metavar="N", min=1, help="Only the N likeliest classes, or words.")
+        int | None,
+        typer.Option("--top-k", metavar="N", min=1, help="Only the N likeliest classes (with --json), or words."),
     ] = None,
     text_column: TextColumnOpt,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,

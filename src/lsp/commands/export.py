@@ -1,6 +1,7 @@
 """`lsp export`: a run as files for other software, compared with the run before they count."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +59,19 @@ def _to_huggingface(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Ma
 def _to_onnx(base: checkpoint.Checkpoint, out: Path, progress: Any, runtime: onnx.Runtime) -> Made:
     files = [*onnx.write(base.model, out, runtime), README]
     directory.write_atomically(out / README, card(base.manifest, base.path.name, "onnx") + onnx.usage(base.config))
-    return files, {"runtime": runtime} | _compared(onnx.answerer(out), base.model, out, progress)
+    return files, {"runtime": runtime} | _compared(onnx.answerer, base.model, out, progress)
 
 
 def _to_stablehlo(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
     files = stablehlo.write(base.model, out)
-    return files, _compared(stablehlo.answerer(out), base.model, out, progress)
+    return files, _compared(stablehlo.answerer, base.model, out, progress)
 
 
-def _compared(answer: parity.Answer, model: checkpoint.Model, out: Path, progress: Any) -> dict[str, Any]:
+def _compared(
+    opened: Callable[[Path], parity.Answer], model: checkpoint.Model, out: Path, progress: Any
+) -> dict[str, Any]:
     progress.say("comparing it with the run")
-    compared = parity.compare(answer, model)
+    with parity.exact():
+        compared = parity.compare(opened(out), model)
     parity.refuse(out, compared)
     return compared

@@ -38,7 +38,7 @@ class Output(NamedTuple):
 def run(start: Path, source: str, columns: labelled.Columns, output: Output, progress: Any) -> None:
     """Writes one line for each row of `source`, in order, holding few rows at a time; what is on stdin is answered as
     it comes."""
-    answer, known = _answer(start, output.top, progress)
+    answer, known = _answer(start, output, progress)
     line: Callable[[Row, Row], str] = _json if output.as_json else _Tsv(progress).line
     rows, done = tasks.stream(source, columns[0], known), 0
     with progress.task("predicting", None) as task:
@@ -78,21 +78,21 @@ def _as_they_come(rows: Iterator[Read]) -> Iterator[list[Read]]:
             return
 
 
-def _answer(start: Path, top: int, progress: Any) -> tuple[Any, tuple[str, ...]]:
+def _answer(start: Path, output: Output, progress: Any) -> tuple[Any, tuple[str, ...]]:
     """What makes rows of texts, by a run or by what was exported of one, and the columns that it was trained on."""
     if exported.holds(start):
         model = exported.open(start)
         kept = _Classes(model.tokenizer, model.labels, model.problem, model.max_length, model.logits)
-        return _labels(kept, top), model.columns
+        return _labels(kept, output), model.columns
     base = checkpoint.open(start).expect("classes", "words")
     if base.config.head == "words":
-        return _words(base, top or GUESSES), ()
+        return _words(base, output.top or GUESSES), ()
     choice = faster.choose(base)
     if choice.why:
         progress.say(choice.why)
     logits = partial(Classifier(base.config).logits, jax.device_put(choice.params))
     kept = _Classes(base.tokenizer, base.labels, base.config.problem, base.config.max_length, logits)
-    return _labels(kept, top), base.columns
+    return _labels(kept, output), base.columns
 
 
 class _Classes(NamedTuple):
@@ -105,10 +105,15 @@ class _Classes(NamedTuple):
     logits: Callable[[Examples], np.ndarray]
 
 
-def _labels(model: _Classes, top: int) -> Any:
+def _labels(model: _Classes, output: Output) -> Any:
+    if output.top and (model.problem == "regression" or not output.as_json):
+        found = "numbers have no classes" if model.problem == "regression" else "a row has the likeliest label alone"
+        hint = "Leave it out." if model.problem == "regression" else "Add --json, or leave it out."
+        raise LspError(f"--top-k is for the probabilities of classes, and {found}.", hint=hint)
+
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
         examples = Examples(tasks.Table(texts, [], model.names), model.tokenizer, model.max_length)
-        found = answers.of(model.problem, model.names, model.logits(examples), top)
+        found = answers.of(model.problem, model.names, model.logits(examples), output.top)
         for row, text, cut in zip(found, texts, examples.too_long, strict=True):
             yield row | {"text": text[0] if len(text) == 1 else list(text)} | ({"truncated": True} if cut else {})
 
@@ -116,7 +121,12 @@ def _labels(model: _Classes, top: int) -> Any:
 
 
 def _words(base: checkpoint.Checkpoint, top: int) -> Any:
-    guesser, params = MaskedWords(base.config, min(top, base.config.vocab_size)), jax.device_put(base.params)
+    words, params = base.tokenizer, jax.device_put(base.params)
+    guesser = MaskedWords(base.config, min(top, words.size), words.size)
+
+    def behind(part: str, ids: list[int]) -> list[int]:
+        """The pieces behind a mask. Where no space is there, SentencePiece has put one before them."""
+        return ids[1:] if not part[:1].isspace() and words.pieces(ids[:1]) == ["▁"] else ids
 
     def encode(text: str) -> tuple[np.ndarray, bool]:
         """The tokens, and whether the text has more than the encoder takes."""
@@ -127,8 +137,9 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
                 hint="An encoder guesses masked words: echo 'The capital is [MASK].' | lsp predict --from RUN",
                 code=Exit.DATA,
             )
-        pieces = itertools.chain.from_iterable([MASK, *ids] for ids in base.tokenizer.encode(parts))
-        tokens = np.array([CLS, *itertools.islice(pieces, 1, None), SEP], np.int32)
+        first, *others = zip(parts, words.encode(parts), strict=True)
+        pieces = [*first[1], *itertools.chain.from_iterable([MASK, *behind(*each)] for each in others)]
+        tokens = np.array([CLS, *pieces, SEP], np.int32)
         return tokens[: base.config.max_length], len(tokens) > base.config.max_length
 
     def answer(texts: list[tuple[str, ...]]) -> Iterator[Row]:
@@ -137,10 +148,7 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
             ids, probabilities = guesser(params, tokens, np.flatnonzero(tokens == MASK))
             yield {
                 "guesses": [
-                    {
-                        piece: round(float(p), 6)
-                        for piece, p in zip(base.tokenizer.pieces(row.tolist()), ps, strict=True)
-                    }
+                    {piece: round(float(p), 6) for piece, p in zip(words.pieces(row.tolist()), ps, strict=True)}
                     for row, ps in zip(ids, probabilities, strict=True)
                 ],
                 "text": text,

@@ -89,7 +89,7 @@ def student(
     def layer(own: Tree, index: int, origin: int) -> Tree:
         other = dict(teacher["layers"][origin])
         if configs is not None and _heads(configs[0], index) != _heads(configs[1], origin):
-            del other["attention"]
+            other.pop("attention", None)  # an LSTM has none
         return {
             name: part(block, other.get(name), f"layers.{index}.{name}", f"layers.{origin}")
             for name, block in own.items()

@@ -212,24 +212,24 @@ def fitted(
     Layers are evenly spaced, or those whose states the maps come `nearest` to, in order and none twice (as in CoFi: Xia
     et al., 2022, whose distances are measured anew in every step). The last is always matched with the last.
     """
-    maps: list[list[np.ndarray]] = []
-    costs = np.zeros((len(mine), len(theirs)))
-    for number, x_MD in enumerate(mine):
-        x_MN = np.pad(x_MD.astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0)
-        gram_NN = x_MN.T @ x_MN
-        gram_NN += np.eye(len(gram_NN)) * DAMPING * np.trace(gram_NN) / len(gram_NN)
-        inverse_NN = np.linalg.inv(gram_NN)
-        maps.append([inverse_NN @ (x_MN.T @ y_ME) for y_ME in theirs])
-        costs[number] = [
-            np.square(x_MN @ ways - y_ME).sum() / np.square(y_ME).sum()
-            for ways, y_ME in zip(maps[-1], theirs, strict=True)
-        ]
-    even = not nearest or len(mine) > len(theirs)
-    layers = evenly(*costs.shape) if even else in_order(costs)
     if len(mine) == 1:
         layers = [len(theirs) - 1]
-    chosen = (ways[layer].astype(np.float32) for ways, layer in zip(maps, layers, strict=True))
+    elif not nearest or len(mine) > len(theirs):
+        layers = evenly(len(mine), len(theirs))
+    else:
+        layers = in_order(np.array([[_mapped_onto(x_MD, y_ME)[1] for y_ME in theirs] for x_MD in mine]))
+    chosen = (_mapped_onto(x_MD, theirs[layer])[0] for x_MD, layer in zip(mine, layers, strict=True))
     return tuple(layers), {n: {"kernel": ways[:-1], "bias": ways[-1]} for n, ways in enumerate(chosen)}
+
+
+def _mapped_onto(x_MD: np.ndarray, y_ME: np.ndarray) -> tuple[np.ndarray, float]:
+    """The linear map of least squares, float32 [D + 1, E] with its bias last, and the share of y's square that it
+    misses."""
+    x_MN = np.pad(x_MD.astype(np.float64), ((0, 0), (0, 1)), constant_values=1.0)
+    gram_NN = x_MN.T @ x_MN
+    gram_NN += np.eye(len(gram_NN)) * DAMPING * np.trace(gram_NN) / len(gram_NN)
+    ways_NE = np.linalg.solve(gram_NN, x_MN.T @ y_ME)
+    return ways_NE.astype(np.float32), float(np.square(x_MN @ ways_NE - y_ME).sum() / np.square(y_ME).sum())
 
 
 def in_order(costs: np.ndarray) -> list[int]:

@@ -48,7 +48,8 @@ def open(path: Path) -> Exported:
     """The classifier in an export's folder, every byte confirmed. Raises LspError: 4 for a damaged one, 5 where a
     package that runs it is missing."""
     manifest = directory.read(path)
-    tokenizer, kind = Tokenizer.load(path), manifest["exported"]
+    kind = manifest["exported"]
+    tokenizer = Tokenizer.load(path / "tokenizer" if kind == "stablehlo" else path)
     return Exported(
         path=path,
         manifest=manifest,

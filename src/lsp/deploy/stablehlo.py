@@ -109,6 +109,7 @@ PUBLISHED = """import tokenizers
 
 words = tokenizers.Tokenizer.from_file("tokenizer/tokenizer.json")
 words.encode_special_tokens = True
+words.no_padding(), words.no_truncation()
 special = list(config["special_pieces"].values())  # they come first here, the others follow in their order
 pieces = [i + sum(s > i for s in special) if i not in special else special.index(i)
           for i in words.encode(text, add_special_tokens=False).ids]"""

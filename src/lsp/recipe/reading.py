@@ -1,6 +1,7 @@
 """Recipes from TOML and `key=value` changes, and as TOML again."""
 
 import dataclasses
+import json
 import math
 import tomllib
 import types
@@ -121,7 +122,7 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
             raise LspError(f"{where} is {value!r}, which is not one of {named}.{nearest(str(value), choices)}")
         return value
     if hint is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < 1 << 1000 else math.inf
     if type(value) is not hint:
         raise LspError(f"{where} must be {_type_name(hint)}, not {value!r}.")
     for names, holds, wanted in LIMITS:
@@ -154,7 +155,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # what JSON escapes TOML does
     return repr(value)
 
 

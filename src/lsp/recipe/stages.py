@@ -23,7 +23,7 @@ class Model:
     heads: int = key(4, "attention heads in each layer; divides `width`")
     feedforward: int = key(0, "inner size of the feed-forward block; 0 means 4·width for `bert`, 8/3·width rounded to 64 for `modern`")
     max_length: int = key(512, "longest sequence the model can read, in tokens")
-    dropout: float = key(0.0, "share of hidden values dropped while training, 0 to 1")
+    dropout: float = key(0.0, "share of hidden values dropped while training, at least 0 and under 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,16 @@ Problem = Literal["single_label", "multi_label", "regression"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Kept:
+    """Of a head that the classifier has already."""
+
+    dropout: float = key(0.1, "share of values dropped while training, in the encoder and before the classifier, at least 0 and under 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Head:
     pooling: Literal["auto", "cls", "mean"] = key("auto", "what the classifier reads: the first token, or the mean of all; `auto` is what the encoder's own pooler reads, and `mean` where it has none")
-    dropout: float = key(0.1, "share of values dropped while training, in the encoder and before the classifier, 0 to 1")
+    dropout: float = key(0.1, "share of values dropped while training, in the encoder and before the classifier, at least 0 and under 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,12 +214,15 @@ class Quantization:
 
     def check(self) -> None:
         """Raises LspError (exit 2) for settings that say nothing together."""
+        plain = Quantization()
         if self.method != "weights" and (self.bits != 8 or self.group):
             raise LspError(f"quantize.bits and quantize.group are for weights alone, and the method is {self.method}.", hint="Add --method weights, or leave them out.")
         if self.method == "trained" and (self.smooth or self.rounding != "nearest"):
             raise LspError("quantize.smooth and quantize.rounding are for a model that is not trained.", hint="Leave them out, or leave out --method trained.")
         if self.method != "static" and self.calibration != "percentile":
             raise LspError(f"quantize.calibration is for static scales, and the method is {self.method}.", hint="Add --method static, or leave it out.")
+        if self.method != "trained" and not self.calibrates and self.sample != plain.sample:
+            raise LspError("quantize.sample is of the examples that calibrate, and nothing does.", hint="Add --method static, or leave it out.")
         if self.method != "trained" and self.hard:
             raise LspError(f"quantize.hard is for training, and the method is {self.method}.", hint="Add --method trained, or leave it out.")
         if self.method == "weights" and self.smooth:
@@ -280,7 +290,7 @@ class Quantize:
     "trained"`."""
 
     quantize: Quantization = Quantization()
-    head: Head = Head()
+    head: Kept = Kept()
     data: Labelled = Labelled()
     train: Train = Train(epochs=1.0, learning_rate=2e-5, beta2=0.999)
     mesh: Mesh = Mesh()
@@ -292,7 +302,7 @@ class Prune:
     for `weights`. A loss that jumps counts as no spike: that is what weights do when they go."""
 
     prune: Pruning = Pruning()
-    head: Head = Head()
+    head: Kept = Kept()
     data: Labelled = Labelled()
     train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
@@ -306,6 +316,10 @@ class Prune:
                     raise LspError(f"prune.{key} is for prune.what = {what}, and that is {self.prune.what}.", hint=f"Add --set prune.what={what}, or leave prune.{key} out.")
         if self.prune.what != "weights":
             return
+        if self.prune.score != "fisher" and self.prune.block != plain.block:
+            raise LspError(f"prune.block is for prune.score = fisher, and that is {self.prune.score}.", hint="Leave it out, or add --set prune.score=fisher.")
+        if self.prune.pattern and self.prune.sparsity != plain.sparsity:
+            raise LspError("prune.pattern and prune.sparsity both say how many weights go.", hint="Leave one of them out.")
         if self.prune.begin > self.prune.end:
             raise LspError(f"prune.begin = {self.prune.begin} is after prune.end = {self.prune.end}.", hint="Lower prune.begin.")
         if not self.train.steps and not self.train.epochs:
@@ -326,6 +340,13 @@ class Distill:
     train: Train = Train(epochs=3.0, learning_rate=5e-4, beta2=0.999)
     mesh: Mesh = Mesh()
 
+    def check(self) -> None:
+        """Raises LspError (exit 2) for settings that say nothing together."""
+        plain = Distillation()
+        for key, reader in (("match", "hidden"), ("relation_layer", "relations")):
+            if getattr(self.distill, key) != getattr(plain, key) and not getattr(self.distill, reader):
+                raise LspError(f"distill.{key} is for distill.{reader}, which is 0.", hint=f"Add --set distill.{reader}=1, or leave it out.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Search:
@@ -333,7 +354,7 @@ class Search:
     pruned model recovers."""
 
     chain: Chain = Chain()
-    head: Head = Head()
+    head: Kept = Kept()
     data: Labelled = Labelled()
     train: Train = Train(epochs=2.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
@@ -355,8 +376,8 @@ Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill, 
 
 # What a value must satisfy besides its type: key, test, and how a person would say it.
 LIMITS = (
-    (("mask_rate", "mask_rate_end", "smooth", "dropout", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
-    (("sparsity", "restart", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
+    (("mask_rate", "mask_rate_end", "smooth", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
+    (("sparsity", "restart", "dropout", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
     (("decay", "layer_decay"), lambda v: 0 < v <= 1, "more than 0 and at most 1"),
     (("layers", "width", "heads", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep", "every", "count", "fsdp", "tensor", "sample", "speedup", "block"), lambda v: v >= 1, "at least 1"),
     (("steps", "epochs", "pieces", "depth", "channels", "augment", "hidden", "relations", "relation_layer", "patience", "freeze", "reinitialise", "lora_rank", "r_drop", "fgm", "remember", "batch_start", "length_start", "feedforward", "evaluate_every", "seed", "weight_decay", "clip", "spike", "noise"), lambda v: v >= 0, "0 or more"),

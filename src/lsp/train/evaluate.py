@@ -108,12 +108,12 @@ class Pretraining:
 
 
 class MaskedWords:
-    """The most likely pieces at masked positions of one text."""
+    """The most likely of `pieces` at masked positions of one text; a model may have more rows than its tokenizer."""
 
-    def __init__(self, config: ModelConfig, guesses: int) -> None:
+    def __init__(self, config: ModelConfig, guesses: int, pieces: int) -> None:
         def compute(model: Model, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             hidden = model.encode(batch["tokens"], batch["segments"])
-            probabilities = jax.nn.softmax(model.guess(hidden, batch["slots"])[0])
+            probabilities = jax.nn.softmax(model.guess(hidden, batch["slots"])[0, :, :pieces])
             best, ids = jax.lax.top_k(probabilities, guesses)
             return ids, best
 
