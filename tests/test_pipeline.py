@@ -125,7 +125,7 @@ def test_curvature_and_a_pattern_go_together_and_the_result_names_the_bound(road
 def test_what_is_pruned_stays_as_it_was_inside_where_that_is_asked_for(road: Path, tmp_path: Path) -> None:
     """By the states behind its layers, which are another way to say the same answers without it."""
     files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
-    train = dataclasses.replace(PRUNED.train, steps=60)
+    train = dataclasses.replace(PRUNED.train, steps=40)
     rows = labelled.read_sets(files._replace(names=base.labels), labelled.Reading.of(base, 32), QUIET).dev
     batches = [rows.batch(np.arange(len(rows)), len(rows))]
     whole, away = inside.states(base.config, base.params, batches), {}

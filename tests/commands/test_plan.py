@@ -124,7 +124,7 @@ HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 def test_a_missing_tpu_compiler_is_named_with_the_line_that_installs_it(tmp_path: Path) -> None:
     (tmp_path / "libtpu.py").write_text("raise ImportError('as if it were not installed')\n")
     code, made, _ = plan("--topology", "v5e:2x4", path=tmp_path)
-    assert code == Exit.MACHINE and "libtpu" in made["error"] and "lsp[tpu]" in made["hint"]
+    assert code == Exit.MACHINE and "libtpu" in made["error"] and "setup.sh tpu" in made["hint"]
 
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="the TPU compiler is not installed: bash scripts/setup.sh tpu")
