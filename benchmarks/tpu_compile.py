@@ -1,6 +1,6 @@
 """Training steps and int8 answers compiled for TPU slices by the real TPU compiler, on a machine without a TPU.
 
-    pip install 'lsp[tpu]'
+    bash scripts/setup.sh tpu
     python benchmarks/tpu_compile.py                  # all, an hour on two cores
     python benchmarks/tpu_compile.py --only base.*2x4
 
