@@ -27,7 +27,6 @@ from lsp.train.options import Options
 
 # Rows kept back to measure on when --valid is not given: one in a hundred, at most this many.
 HELD_OUT = 1024
-PACKED = Path("train", "data")  # where in a run raw text is packed
 
 
 def run(
@@ -46,24 +45,19 @@ def run(
     With a budget 0 steps mean no end but that.
     """
     clock, progress = Clock(options.budget), options.progress
-    if options.budget:
-        _refuse_endless(recipe)
-    if recipe.train.best:
-        best.known(recipe.train.best, ("accuracy", "loss"))
+    _check(recipe, endless=bool(options.budget))
     with text.spooled(data, out.parent) as readable, text.spooled(valid, out.parent) as held_out:
         prepared = shards.prepared(readable)
         if prepared:
             recipe = _as_prepared(recipe, Path(readable[0]), progress)
+        _refuse_second(tokenizer, readable[0] if prepared else "", start)
         inputs = {
             "data": prepared or text.digest(readable),
             "valid": text.digest(held_out) if held_out else "",
             "from": directory.identity(directory.read(start)) if start else "",
+            **({"tokenizer": Tokenizer.load(tokenizer).hash} if tokenizer else {}),
+            **({"teacher": directory.identity(directory.read(teacher))} if teacher else {}),
         }
-        if tokenizer:
-            _refuse_second(tokenizer, readable[0] if prepared else "", start)
-            inputs["tokenizer"] = Tokenizer.load(tokenizer).hash
-        if teacher:
-            inputs["teacher"] = directory.identity(directory.read(teacher))
         with processes.claim(
             out, command="pretrain", recipe=recipes.dump(recipe), inputs=inputs, overwrite=options.overwrite
         ) as held:
@@ -73,21 +67,15 @@ def run(
             config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
             config = config.paired(recipe.data.next_sentence)
             guide = general.open_teacher(teacher, config, recipe.distill) if teacher else None
-            if not prepared:
-                _pack(readable, held.path / PACKED, recipe, start or tokenizer or teacher, progress)
-            rows = shards.Rows.open(Path(readable[0]) if prepared else held.path / PACKED)
+            rows = _rows(readable, held.path, recipe, start or tokenizer or teacher, progress)
             words = Tokenizer.load(rows.path)
-            _refuse_misfit(rows, words, config, base)
-            if guide:
-                general.expect_fit(guide, words, rows.sequence_length)
+            _refuse_misfit(rows, words, config, base, guide)
             config = config if base else dataclasses.replace(config, vocab_size=words.size)
             params = _first(config, recipe, base, guide, progress)
             train_rows, measured = _split(rows, held_out, held.path, recipe, progress)
             train = recipe.train if options.budget else counted(recipe.train, len(train_rows))
-            plan = _plan(dataclasses.replace(recipe, train=train), config, params, words, train_rows, measured, clock)
-            if guide:
-                objective = Objective(general.match_words(guide.config, recipe.distill), dequantize(guide.params))
-                plan = dataclasses.replace(plan, objective=objective, teacher=guide.config)
+            timed = dataclasses.replace(recipe, train=train)
+            plan = _plan(timed, config, params, words, train_rows, measured, clock, guide)
             with trackers.opened(options.track, held.path, progress) as followers:
                 fitted = fit(plan, held.path, progress, followers)
             if not processes.first():
@@ -121,8 +109,9 @@ def _first(
     return jax.device_get(params)
 
 
-def _refuse_endless(recipe: recipes.Pretrain) -> None:
-    """Raises LspError (exit 2), before any text is read, where something follows steps that only a budget will end."""
+def _check(recipe: recipes.Pretrain, endless: bool) -> None:
+    """Raises LspError (exit 2), before any text is read, for a metric that is none, and where something follows steps
+    that are `endless` but for a budget of time."""
     data, train = recipe.data, recipe.train
     following = {
         "data.mask_rate_end": data.mask_rate_end not in (0, data.mask_rate),
@@ -130,16 +119,18 @@ def _refuse_endless(recipe: recipes.Pretrain) -> None:
         "train.batch_start": bool(train.batch_start),
     }
     key = next((key for key, asked in following.items() if asked), None)
-    if key and not train.steps:
+    if endless and key and not train.steps:
         raise LspError(
             f"{key} follows the steps, and with --budget alone no step is known to be the last.",
             hint=f"Add --set train.steps=N, or leave out {key}.",
         )
+    if train.best:
+        best.known(train.best, ("accuracy", "loss"))
 
 
-def _refuse_second(tokenizer: Path, prepared: str, start: Path | None) -> None:
+def _refuse_second(tokenizer: Path | None, prepared: str, start: Path | None) -> None:
     """Raises LspError (exit 2) for a tokenizer beside something that has one."""
-    if other := prepared or start:
+    if tokenizer and (other := prepared or start):
         raise LspError(
             f"{other} has a tokenizer, which its tokens are of: --tokenizer {tokenizer} would not be read.",
             hint="Leave --tokenizer out.",
@@ -175,8 +166,10 @@ def _plan(
     rows: shards.Rows | shards.Subset,
     measured: batches.FixedBatches,
     clock: Clock,
+    guide: checkpoint.Checkpoint | None,
 ) -> Plan:
-    """Batches of the rows as the recipe masks them and lets them grow, and what measures them."""
+    """Batches of the rows as the recipe masks them and lets them grow, what measures them, and whose guesses are
+    learnt."""
     train = recipe.train
     first = train.batch_start or train.batch_size
     growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
@@ -193,7 +186,9 @@ def _plan(
         rounds=rounds,
     )
     units = batches.row_numbers(rows, batch_size=first, seed=train.seed)
-    meter = Pretraining(config)
+    meter, objective = Pretraining(config), Objective(pretraining(config))
+    if guide:
+        objective = Objective(general.match_words(guide.config, recipe.distill), dequantize(guide.params))
 
     def numbers(step: int) -> np.ndarray:
         if rounds:
@@ -203,13 +198,14 @@ def _plan(
     return Plan(
         config=config,
         params=params,
-        objective=Objective(pretraining(config)),
+        objective=objective,
         batches=lambda start, stop: batches.growing(dataset, growth, length, start, stop),
         evaluate=lambda params: meter.score(params, measured),
         train=train,
         mesh=recipe.mesh,
         clock=clock,
         replicas=copies,
+        teacher=guide.config if guide else None,
         rows=numbers,
         decode=words.decode,
     )
@@ -228,13 +224,21 @@ def _as_prepared(recipe: recipes.Pretrain, data: Path, progress: Any) -> recipes
     return dataclasses.replace(recipe, data=dataclasses.replace(own, **found))
 
 
-def _pack(data: list[str], packed: Path, recipe: recipes.Pretrain, words: Path | None, progress: Any) -> None:
-    """Raw text into rows, once."""
+def _rows(data: list[str], out: Path, recipe: recipes.Pretrain, words: Path | None, progress: Any) -> shards.Rows:
+    """The packed rows: those of a prepared directory, or raw text packed into RUN/train, once."""
+    if shards.prepared(data):
+        return shards.Rows.open(Path(data[0]))
+    packed = out / "train" / "data"
     processes.first_alone(lambda: parts.prepare(data, packed, recipe.data, words, recipe.train.seed, progress))
+    return shards.Rows.open(packed)
 
 
 def _refuse_misfit(
-    rows: shards.Rows, words: Tokenizer, config: ModelConfig, base: checkpoint.Checkpoint | None
+    rows: shards.Rows,
+    words: Tokenizer,
+    config: ModelConfig,
+    base: checkpoint.Checkpoint | None,
+    guide: checkpoint.Checkpoint | None,
 ) -> None:
     """Raises LspError when the rows were made for another model (exit 4) or are not what it reads (exit 2)."""
     if base is not None and base.tokenizer.hash != words.hash:
@@ -244,6 +248,8 @@ def _refuse_misfit(
             hint=f"Prepare it again: lsp prepare TEXT --tokenizer {base.path} --out DATA",
             code=Exit.ARTIFACT,
         )
+    if guide:
+        general.expect_fit(guide, words, rows.sequence_length)
     if rows.sequence_length > config.max_length:
         raise LspError(
             f"Rows are {rows.sequence_length} tokens long, and the model reads {config.max_length} at most.",

@@ -16,7 +16,7 @@ from lsp.data.examples import Examples
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
-from lsp.train import adapt, compare, incremental, labelled, metrics, privacy, trackers, trainable
+from lsp.train import adapt, best, compare, incremental, labelled, metrics, privacy, trackers, trainable
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import Fitted, Plan, fit
@@ -202,6 +202,8 @@ def check(start: Start, recipe: recipes.Finetune) -> None:
     """Raises LspError (exit 2) for changes that have nothing to change, or do not go together, and for a metric that is
     none."""
     base, head, change = start.base, recipe.head, recipe.adapt
+    if recipe.train.best:
+        best.known(recipe.train.best, metrics.names(head.problem))
     if base is not None and change.lora_rank:
         trainable.check(start.params, change.lora_rank)
     if head.calibrate and head.problem != "single_label":
