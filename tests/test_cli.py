@@ -376,6 +376,19 @@ def test_the_time_left_forgets_a_slow_beginning_and_a_pause(monkeypatch: pytest.
         assert task.seconds_left(now) == pytest.approx(250, rel=0.01)
 
 
+def test_the_time_left_leaves_out_what_was_spent_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("lsp.console.time.monotonic", lambda: now)
+    with console.Progress(quiet=True).task("training", 2000) as task:
+        task.update(0)
+        for step in range(1, 201):
+            now += 0.5
+            if step in (3, 70, 150):  # a batch of a new shape
+                now, task.idle = now + 100, task.idle + 100
+            task.update(step)
+        assert task.seconds_left(now) == pytest.approx(900)  # not forty minutes
+
+
 def test_no_time_is_told_of_batches_that_a_device_was_only_handed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("lsp.console.time.monotonic", lambda: now)

@@ -94,7 +94,7 @@ class Progress:
 
 APART, MARKS = 5.0, 24  # seconds between what a pace is read from, and how many of them: two minutes
 SOON = 1.0  # second before which no pace is told: a device is handed its first batches in no time
-SURE = 60.0  # seconds after which a pace is believed though little is done: the first steps compile
+SURE = 60.0  # seconds after which a pace is believed though little is done: the first steps are slow
 
 
 class Task:
@@ -106,8 +106,9 @@ class Task:
         self.done: float = 0.0
         self.fields: dict[str, Any] = {}
         self.start = self.drawn = time.monotonic()
+        self.idle = 0.0  # seconds in which nothing could be done, as while compiling: no pace is read from them
         self.drawn_at = 0.0  # what was done when last drawn
-        # Times and `done` of updates, a few seconds apart; compilation and pauses fall out of them after a while.
+        # Times without `idle` and `done` of updates, a few seconds apart; pauses fall out of them after a while.
         self.marks: deque[tuple[float, float]] = deque(maxlen=MARKS)
 
     def update(self, done: float, **fields: Any) -> None:
@@ -117,8 +118,9 @@ class Task:
         self.fields.update(fields)
         if not self.marks:
             self.drawn_at = done  # a resumed run starts in the middle
-        if not self.marks or now - self.marks[-1][0] >= APART:
-            self.marks.append((now, done))
+        worked = now - self.idle
+        if not self.marks or worked - self.marks[-1][0] >= APART:
+            self.marks.append((worked, done))
         if self.progress.quiet or not self._due(now):
             return
         self.drawn, self.drawn_at = now, done
@@ -139,11 +141,12 @@ class Task:
         if not self.marks or not self.total:
             return None
         since, before = self.marks[0]
-        if self.done <= before or now - since < SOON:
+        took = now - self.idle - since
+        if self.done <= before or took < SOON:
             return None
-        if now - since < SURE and self.done - before < self.total / 30:
+        if took < SURE and self.done - before < self.total / 30:
             return None
-        return (self.total - self.done) * (now - since) / (self.done - before)
+        return (self.total - self.done) * took / (self.done - before)
 
     def _due(self, now: float) -> bool:
         since = now - self.drawn

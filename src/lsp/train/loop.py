@@ -215,6 +215,7 @@ class _Loop:
     def report(self, bar: Any) -> None:
         """What is due after a step: a line of metrics, a save, an evaluation."""
         train, done = self.plan.train, self.done
+        bar.idle = self.meter.compile_seconds
         if done % train.log_every == 0:
             self.write(bar)
         else:
