@@ -83,6 +83,20 @@ def test_scores_are_those_of_oberts_recursion() -> None:
     np.testing.assert_allclose(found.T.ravel(), np.ravel(wanted)[:12], rtol=1e-3)
 
 
+def test_a_weight_alone_scores_by_its_square_and_its_curvature() -> None:
+    gradients, w, left = [normal(4, 3) for _ in range(30)], normal(4, 3), RNG.random((4, 3)) < 0.5
+    by, memory, slow = fisher.score(1), fisher.score(1).begin({"w": jnp.zeros((4, 3))}), np.zeros((4, 3))
+    for gradient in gradients:
+        memory = by.note(memory, {"w": w}, {"w": gradient})
+        slow = (1 - fisher.FORGET) * slow + fisher.FORGET * gradient.astype(float) ** 2
+    found = by.judge(memory, {"w": w})["w"]
+    np.testing.assert_allclose(found, w**2 * (slow + fisher.DAMPING * slow.mean()) / 2, rtol=1e-4)
+    assert not np.asarray(by.mend(memory, {"w": w}, {"w": ~left}, {"w": left})["w"]).any()
+    # As blocks are judged in which weights have nothing to do with each other.
+    apart = {"w": fisher.blocks(memory["w"], 2)[:, :, None] * jnp.eye(2)}
+    np.testing.assert_allclose(found, fisher.score(2).judge(apart, {"w": w})["w"], rtol=1e-4)
+
+
 def test_survivors_move_to_where_the_quadratic_is_least() -> None:
     memory, slow = remembered([normal(6, 2) for _ in range(40)], 4)
     w, left = normal(6, 2), RNG.random((6, 2)) < 0.6

@@ -2,22 +2,22 @@
 (Kurtić et al., 2022, "The Optimal BERT Surgeon"; Hassibi and Stork, 1993).
 
 The curvature is the empirical Fisher, the mean of g gᵀ over the gradients g of the last batches, of which only blocks
-on the diagonal are kept: size × 4 bytes for each weight. oBERT stops training, takes 1,024 gradients, and updates an
-inverse by each (Woodbury). Here the training's own gradients are taken, in a mean that forgets, and it is inverted when
-weights are to go.
+on the diagonal are kept: size × 4 bytes for each weight; blocks of one weight are the diagonal alone. oBERT stops
+training, takes 1,024 gradients, and updates an inverse by each (Woodbury). Here the training's own gradients are taken,
+in a mean that forgets, and it is inverted when weights are to go.
 
 Dimensions: N blocks of a matrix, B weights of a block, L blocks that are inverted at once, G groups of so many.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lsp import Exit, LspError
-from lsp.compress.scores import Score
+from lsp.compress.scores import Score, unmoved
 from lsp.train import memory as memories
 
 Tree = Any
@@ -31,7 +31,27 @@ TOGETHER = 64  # blocks that are inverted at once, of 50 about what a cache hold
 def score(size: int) -> Score:
     """The scores by blocks of `size` weights, w² / (2 · diagonal of the inverse).
     `begin` raises LspError (exit 5) when the blocks do not fit the memory."""
+    return _alone() if size == 1 else _blocked(size)
 
+
+def _alone() -> Score:
+    """Of blocks of one weight, w² · (F + damping) / 2: the inverse is a division, and nothing makes up for a loss."""
+
+    def begin(weights: Tree) -> Tree:
+        _refuse_excess(weights, 1)
+        return jax.tree.map(jnp.zeros_like, weights)
+
+    def note(memory: Tree, weights: Tree, gradients: Tree) -> Tree:
+        return jax.tree.map(lambda fisher, g: fisher + FORGET * (g * g - fisher), memory, gradients)
+
+    def judge(memory: Tree, weights: Tree) -> Tree:
+        damping = _damping(map(jnp.sum, jax.tree.leaves(memory)), weights)
+        return jax.tree.map(lambda fisher, w: w * w * (fisher + damping) / 2, memory, weights)
+
+    return Score(begin, note, judge, mend=unmoved)
+
+
+def _blocked(size: int) -> Score:
     def begin(weights: Tree) -> Tree:
         _refuse_excess(weights, size)
 
@@ -48,7 +68,7 @@ def score(size: int) -> Score:
         return jax.tree.map(mean, memory, gradients)
 
     def judge(memory: Tree, weights: Tree) -> Tree:
-        damping = _damping(memory, weights)
+        damping = _damping(map(_trace, jax.tree.leaves(memory)), weights)
 
         def rise(fisher_NBB: jax.Array, w: jax.Array) -> jax.Array:
             w_NB = blocks(w, size)
@@ -58,7 +78,7 @@ def score(size: int) -> Score:
         return jax.tree.map(rise, memory, weights)
 
     def mend(memory: Tree, weights: Tree, gone: Tree, left: Tree) -> Tree:
-        damping = _damping(memory, weights)
+        damping = _damping(map(_trace, jax.tree.leaves(memory)), weights)
 
         def moved(fisher_NBB: jax.Array, w: jax.Array, gone: jax.Array, left: jax.Array) -> jax.Array:
             removed_NB = blocks(jnp.where(gone, w, 0.0), size)
@@ -140,11 +160,14 @@ def _side_by_side(
     return jnp.moveaxis(found_GBL, 1, 2).reshape(-1, size)[:blocks]
 
 
-def _damping(memory: Tree, weights: Tree) -> jax.Array:
-    total = sum(jnp.einsum("nbb->", fisher_NBB) for fisher_NBB in jax.tree.leaves(memory))
+def _trace(fisher_NBB: jax.Array) -> jax.Array:
+    return jnp.einsum("nbb->", fisher_NBB)
+
+
+def _damping(traces: Iterable[jax.Array], weights: Tree) -> jax.Array:
     alive = sum(jnp.count_nonzero(w) for w in jax.tree.leaves(weights))
     # Before there is a gradient it is 0, and the smallest weights go first.
-    return jnp.maximum(DAMPING * total / jnp.maximum(alive, 1).astype(jnp.float32), 1e-20)
+    return jnp.maximum(DAMPING * sum(traces) / jnp.maximum(alive, 1).astype(jnp.float32), 1e-20)
 
 
 def _refuse_excess(weights: Tree, size: int) -> None:
