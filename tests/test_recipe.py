@@ -40,7 +40,7 @@ def test_the_shipped_sizes() -> None:
         ),
         (recipe.Pruning("vocabulary", depth=2), "prune.depth is for prune.what = structure, and that is vocabulary"),
         (recipe.Pruning("vocabulary", hidden=1.0), "prune.hidden is for prune.what = weights, and that is vocabulary"),
-        (recipe.Pruning(block=4), "prune.block is for prune.score = fisher, and that is magnitude"),
+        (recipe.Pruning(score="movement", block=4), "prune.block is for prune.score = fisher, and that is movement"),
         (recipe.Pruning(pattern="2:4", sparsity=0.8), "prune.pattern and prune.sparsity both"),
         (recipe.Distillation(match="nearest"), "distill.match is for distill.hidden, which is 0"),
         (recipe.Distillation(relation_layer=2), "distill.relation_layer is for distill.relations, which is 0"),

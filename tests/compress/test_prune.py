@@ -78,7 +78,7 @@ def test_the_schedule_is_zhu_and_guptas() -> None:
 
 
 def test_gradual_pruning_under_adamw_equals_the_slow_version(params: dict) -> None:
-    plan = recipe.Pruning(sparsity=0.5, begin=0.1, end=0.6, every=3)
+    plan = recipe.Pruning(score="magnitude", sparsity=0.5, begin=0.1, end=0.6, every=3)
     settings = recipe.Train(steps=20, learning_rate=1e-2, weight_decay=0.1, warmup=0.0)
     history = train(params, optimizer.make(settings, prune.gradual(plan, 20)), 20)
     number, wanted, dead = chosen(params).size, 0, np.zeros(chosen(params).size, bool)
@@ -96,7 +96,7 @@ def test_masks_are_drawn_over_the_weights_that_the_update_leaves(params: dict) -
     rng = np.random.default_rng(2)
     updates = jax.tree.map(lambda w: rng.standard_normal(w.shape).astype(np.float32) * 0.5, params)
     tx = prune.gradual(
-        recipe.Pruning(sparsity=0.3, begin=0.0, end=0.25, every=1), 4
+        recipe.Pruning(score="magnitude", sparsity=0.3, begin=0.0, end=0.25, every=1), 4
     )  # the whole of it at the second update
     update = jax.jit(tx.update)
     same, state = update(updates, tx.init(params), params, progress=np.float32(0.2))
@@ -112,7 +112,8 @@ def test_a_pruned_model_keeps_its_zeros_and_biases_are_free(params: dict) -> Non
     params["layers"][0]["attention"]["qkv"]["kernel"] = kernel.at[:8].set(0.0)
     before = prune.sparsity(params)
     tx = optimizer.make(
-        recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0), prune.gradual(recipe.Pruning(sparsity=0.01), 4)
+        recipe.Train(steps=4, learning_rate=1e-2, warmup=0.0),
+        prune.gradual(recipe.Pruning(score="magnitude", sparsity=0.01), 4),
     )
     last = train(params, tx, 4)[-1]
     assert prune.sparsity(last) == before > 0.01
@@ -137,14 +138,19 @@ def test_zeros_of_a_sparse_model_outlive_training_that_does_not_prune(params: di
 
 
 def test_donating_the_state_leaves_the_callers_arrays_alone(params: dict) -> None:
-    state = prune.gradual(recipe.Pruning(), 10).init(params)
+    state = prune.gradual(recipe.Pruning(score="magnitude"), 10).init(params)
     jax.jit(lambda masks: jax.tree.map(jnp.logical_not, masks), donate_argnums=0)(state.masks)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
 def test_a_run_that_time_ends_early_has_all_its_zeros(params: dict) -> None:
     shares = [0.05, 0.13, 0.3, 0.31, 0.55, 0.7, 0.9]  # of a run that might have had 1,000 steps
-    history = train(params, prune.gradual(recipe.Pruning(sparsity=0.4, begin=0.1, end=0.6, every=20), 1000), 0, shares)
+    history = train(
+        params,
+        prune.gradual(recipe.Pruning(score="magnitude", sparsity=0.4, begin=0.1, end=0.6, every=20), 1000),
+        0,
+        shares,
+    )
     number = chosen(params).size
     wanted = [0.4 * (1 - (1 - min(max(share - 0.1, 0) / 0.5, 1)) ** 3) for share in shares]
     wanted[3] = wanted[2]  # twenty steps had not gone by
@@ -153,7 +159,9 @@ def test_a_run_that_time_ends_early_has_all_its_zeros(params: dict) -> None:
 
 
 def test_the_last_step_can_be_the_end(params: dict) -> None:
-    last = train(params, prune.gradual(recipe.Pruning(sparsity=0.4, begin=0.0, end=1.0, every=100), 5), 5)[-1]
+    last = train(
+        params, prune.gradual(recipe.Pruning(score="magnitude", sparsity=0.4, begin=0.0, end=1.0, every=100), 5), 5
+    )[-1]
     assert prune.sparsity(last) == round(0.4 * chosen(params).size) / chosen(params).size
 
 
@@ -175,7 +183,7 @@ def test_by_layer_each_matrix_loses_the_same_share_and_its_own_smallest(params: 
     kernel = params["layers"][0]["attention"]["qkv"]["kernel"]
     params["layers"][0]["attention"]["qkv"]["kernel"] = 100 * kernel  # of which a global threshold would leave all
     still = jax.tree.map(jnp.zeros_like, params)
-    tx = prune.gradual(recipe.Pruning(sparsity=0.3, begin=0.0, end=0.0, scope="layer"), 4)
+    tx = prune.gradual(recipe.Pruning(score="magnitude", sparsity=0.3, begin=0.0, end=0.0, scope="layer"), 4)
     updates, _ = jax.jit(tx.update)(still, tx.init(params), params, progress=np.float32(0.2))
     for before, after in zip(matrices(params), matrices(jax.tree.map(jnp.add, params, updates)), strict=True):
         wanted = np.where(smallest(before.ravel(), round(0.3 * before.size)).reshape(before.shape), 0, before)
@@ -184,7 +192,7 @@ def test_by_layer_each_matrix_loses_the_same_share_and_its_own_smallest(params: 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_a_pattern_is_there_at_the_end_and_never_exceeded_before(params: dict, scope: str) -> None:
-    plan = recipe.Pruning(begin=0.1, end=0.6, every=2, scope=scope, pattern="1:4")
+    plan = recipe.Pruning(score="magnitude", begin=0.1, end=0.6, every=2, scope=scope, pattern="1:4")
     settings = recipe.Train(steps=20, learning_rate=1e-2, warmup=0.0)
     history = train(params, optimizer.make(settings, prune.gradual(plan, 20)), 20)
     shares = [prune.sparsity(each) for each in history]
@@ -197,4 +205,4 @@ def test_a_pattern_is_there_at_the_end_and_never_exceeded_before(params: dict, s
 
 def test_a_pattern_that_does_not_divide_a_matrix_is_refused_with_its_name(params: dict) -> None:
     with pytest.raises(LspError, match=r"layers\.0\.attention\.out\.kernel has 16 inputs, which .* = 2:5 does not"):
-        prune.gradual(recipe.Pruning(pattern="2:5"), 10).init(params)
+        prune.gradual(recipe.Pruning(score="magnitude", pattern="2:5"), 10).init(params)

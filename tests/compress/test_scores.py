@@ -165,7 +165,7 @@ def test_pruning_sees_the_gradient_before_adamw(params: dict, score: str) -> Non
 
 def test_blocks_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch, params: dict) -> None:
     monkeypatch.setattr("lsp.train.memory.usable", lambda: 40_000)
-    tx = prune.gradual(recipe.Pruning(score="fisher"), 10)
+    tx = prune.gradual(recipe.Pruning(block=50), 10)
     with pytest.raises(
         LspError, match=r"keeps 50 numbers for each .*, 0\.00108 GB, and the device has 4e-05 GB"
     ) as error:

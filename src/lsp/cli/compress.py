@@ -114,8 +114,8 @@ def prune(
         --set prune.what=structure --set prune.speedup=2 --out runs/sst2-fast
 
     Remove what the classifier can do without, then train to answer as before.
-    prune.what is weights (the smallest, or those that prune.score names, become
-    zeros, little by little, stored packed: smaller, not faster), structure (heads
+    prune.what is weights (those that prune.score judges least become zeros,
+    little by little, stored packed: smaller, not faster), structure (heads
     and feed-forward units, until it is prune.speedup times as fast on this
     machine, after whole layers and hidden width where prune.depth and
     prune.channels ask for less) or vocabulary (pieces that the examples do not

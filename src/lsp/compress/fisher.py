@@ -11,6 +11,7 @@ Dimensions: N blocks of a matrix, B weights of a block, L blocks that are invert
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,17 +30,13 @@ TOGETHER = 64  # blocks that are inverted at once, of 50 about what a cache hold
 
 
 def score(size: int) -> Score:
-    """The scores by blocks of `size` weights, w² / (2 · diagonal of the inverse).
-    `begin` raises LspError (exit 5) when the blocks do not fit the memory."""
+    """The scores by blocks of `size` weights, w² / (2 · diagonal of the inverse). `begin` raises LspError (exit 5) when
+    blocks of more than one do not fit the memory."""
     return _alone() if size == 1 else _blocked(size)
 
 
 def _alone() -> Score:
     """Of blocks of one weight, w² · (F + damping) / 2: the inverse is a division, and nothing makes up for a loss."""
-
-    def begin(weights: Tree) -> Tree:
-        _refuse_excess(weights, 1)
-        return jax.tree.map(jnp.zeros_like, weights)
 
     def note(memory: Tree, weights: Tree, gradients: Tree) -> Tree:
         return jax.tree.map(lambda fisher, g: fisher + FORGET * (g * g - fisher), memory, gradients)
@@ -48,7 +45,7 @@ def _alone() -> Score:
         damping = _damping(map(jnp.sum, jax.tree.leaves(memory)), weights)
         return jax.tree.map(lambda fisher, w: w * w * (fisher + damping) / 2, memory, weights)
 
-    return Score(begin, note, judge, mend=unmoved)
+    return Score(partial(jax.tree.map, jnp.zeros_like), note, judge, unmoved)
 
 
 def _blocked(size: int) -> Score:
@@ -178,6 +175,6 @@ def _refuse_excess(weights: Tree, size: int) -> None:
             f"prune.score = fisher keeps {size} numbers for each of the encoder's weights, a step needs three times "
             f"that, {needed / 1e9:.3g} GB, and "
             f"the device has {memories.usable() / 1e9:.3g} GB.",
-            hint=f"Use --set prune.block={max(1, memories.usable() * size // needed)}, or prune.score=movement.",
+            hint=f"Use --set prune.block={max(1, memories.usable() * size // needed)}.",
             code=Exit.MACHINE,
         )

@@ -149,8 +149,8 @@ Int8Kind = Literal["none", "dynamic", "static"]
 class Pruning:
     what: Literal["weights", "structure", "vocabulary"] = key("weights", "what is removed: single weights, whose zeros are stored packed (smaller, not faster), the structure, which is layers, hidden width, heads and feed-forward units (smaller and faster), or pieces of the vocabulary that the examples do not use (smaller)")
     sparsity: float = key(0.5, "share of the encoder's matrix weights set to zero, 0 to 1 (`weights`)")
-    score: Literal["magnitude", "movement", "fisher"] = key("magnitude", "which weights go first: the smallest, those that training moves towards zero, or those whose loss their block's curvature says can best be made up for (`weights`)")
-    block: int = key(50, "weights of a block whose curvature `fisher` keeps, at 4·`block` bytes for each of the encoder's weights, in memory and in saved steps")
+    score: Literal["magnitude", "movement", "fisher"] = key("fisher", "which weights go first: the smallest, those that training moves towards zero, or those without which the loss rises least, as its curvature says (`weights`)")
+    block: int = key(1, "weights that make up for each other with `fisher`, which keeps their curvature: 4·`block` bytes for each of the encoder's weights, in memory and in saved steps")
     scope: Literal["global", "layer"] = key("global", "over what that share is counted: all matrices together, where some lose more than others, or each for itself (`weights`)")
     pattern: str = key("", "N:M, `2:4` say: of each M weights along a matrix's input dimension N are left; `sparsity` then follows from it (`weights`)")
     begin: float = key(0.0, "share of the steps after which pruning starts (`weights`)")
