@@ -53,6 +53,14 @@ def test_what_nothing_would_read_is_refused(section: Any, said: str) -> None:
         (whole(section) if whole is recipe.Prune else whole(distill=section) if whole else section).check()
 
 
+def test_a_speed_is_asked_for_even_where_it_is_the_usual_one() -> None:
+    """It would be pruned of weights, and be as slow as before."""
+    with pytest.raises(LspError, match=r"prune.speedup is for prune.what = structure, and that is weights"):
+        recipe.load(recipe.Prune, None, changes := ["prune.speedup=2"]).check(changes)
+    changes = ["prune.what=structure", "prune.speedup=2"]
+    recipe.load(recipe.Prune, RECIPES / "compress" / "prune.toml", changes).check(changes)
+
+
 def test_every_key_of_pruning_belongs_to_a_kind() -> None:
     every = {key for keys in recipe.stages.PRUNES.values() for key in keys}
     assert every | {"what", "hard"} == {field.name for field in dataclasses.fields(recipe.Pruning)}

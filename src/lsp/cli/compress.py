@@ -122,7 +122,7 @@ def prune(
     use: smaller).
     """
     plan = recipe.load(recipe.Prune, recipe_file, changes)
-    plan.check()
+    plan.check(changes)
     columns = (tuple(text_column), label_column)
     need(train, dev, code=Exit.DATA)
     need(begin)

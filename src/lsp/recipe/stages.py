@@ -3,6 +3,7 @@ help, and `docs/recipes.md` is printed from here.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
 from lsp import LspError
@@ -307,12 +308,14 @@ class Prune:
     train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
 
-    def check(self) -> None:
-        """Raises LspError (exit 2) for settings that say nothing together."""
-        plain = Pruning()
+    def check(self, changes: Sequence[str] = ()) -> None:
+        """Raises LspError (exit 2) for settings that say nothing together. What `changes`, KEY=VALUE, name was asked
+        for even where it is as it would be anyway."""
+        plain, named = Pruning(), {change.partition("=")[0].strip() for change in changes}
         for what, keys in PRUNES.items():
             for key in keys:
-                if key not in PRUNES[self.prune.what] and getattr(self.prune, key) != getattr(plain, key):
+                asked = getattr(self.prune, key) != getattr(plain, key) or f"prune.{key}" in named
+                if asked and key not in PRUNES[self.prune.what]:
                     raise LspError(f"prune.{key} is for prune.what = {what}, and that is {self.prune.what}.", hint=f"Add --set prune.what={what}, or leave prune.{key} out.")
         if self.prune.what != "weights":
             return
