@@ -63,6 +63,35 @@ def test_attention_is_the_textbook_formula():
             np.testing.assert_allclose(found[0, head, token], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [0, 3])
+def test_the_fused_kernel_is_asked_for_the_same(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's, for which jax's own stands in: the same layout, scale, segments and window."""
+    real, asked = jax.nn.dot_product_attention, []
+
+    def cudnn(*args: Any, implementation: str, **options: Any) -> jax.Array:
+        asked.append((implementation, args[0].dtype))
+        with jax.numpy_dtype_promotion("standard"):
+            return real(*args, implementation="xla", **options)
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (2, 3, 12, 8), jnp.bfloat16) for key in keys)
+    segments = jnp.asarray([[1] * 5 + [2] * 4 + [0] * 3, [1] * 12], jnp.int32)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    want = attention.attend(q, k, v, segments, window)
+    assert not asked
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "NEW", True)
+    found = attention.attend(q, k, v, segments, window)
+    assert asked == [("cudnn", jnp.bfloat16)]
+    np.testing.assert_allclose(found.astype(jnp.float32), want.astype(jnp.float32), atol=0.02)
+    # What it does not take: float32, an odd length, another size of head, a few queries of many.
+    attention.attend(*(x.astype(jnp.float32) for x in (q, k, v)), segments)
+    attention.attend(*(x[:, :, :11] for x in (q, k, v)), segments[:, :11])
+    attention.attend(*(x[..., :4] for x in (q, k, v)), segments)
+    attention.attend(q[:, :, :2], k, v, segments, 0, jnp.zeros((2, 2), jnp.int32))
+    assert len(asked) == 1
+
+
 def test_rotary_scores_depend_on_distance_only():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 8)), jnp.float32) for _ in range(2))

@@ -5,6 +5,8 @@ import platform
 import subprocess
 import sys
 import warnings
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -217,6 +219,7 @@ def test_export_keeps_int8_with_any_batch_on_every_platform(vnni: bool, monkeypa
     assert "xui8>, tensor<64x32xi8>" in exported.mlir_module()  # for other machines than this
     elsewhere = export.export(jax.jit(lambda x: matmul(x, w8)), platforms=["cuda", "tpu"])(shape)
     assert "xi8>, tensor<64x32xi8>" in elsewhere.mlir_module() and "ui8" not in elsewhere.mlir_module()
+    assert "xbf16>, tensor<64x32xbf16>" in elsewhere.mlir_module()  # exact on any card
 
 
 def test_without_the_mixed_dot_the_plain_one_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +233,47 @@ def test_without_the_mixed_dot_the_plain_one_gives_the_same(monkeypatch: pytest.
     plain = jax.jit(lambda x: matmul(x, w8))
     assert "ui8" not in plain.lower(x).as_text()
     np.testing.assert_array_equal(plain(x), want)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("inputs", [1, 64, 1024, 1025, 3072])
+def test_products_in_bfloat16_are_exact(inputs: int, transpose: bool) -> None:
+    rng = np.random.default_rng(inputs)
+    x = rng.integers(-128, 128, (2, 3, inputs)).astype(np.float32)
+    q = rng.integers(-127, 128, (inputs, 5), dtype=np.int8)
+    x[0, 0], x[0, 1], q[:, 0], q[:, 1] = -128, 127, 127, -127  # the largest sums
+    want = x.astype(np.int64) @ q.astype(np.int64)
+    products = jax.jit(partial(int8._floats, transpose=transpose))
+    found = products(x, q.T if transpose else q, np.zeros(5, np.int32))
+    assert found.dtype == jnp.int32
+    np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_gpu_multiplies_int8_where_it_does_so_rightly(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "_agrees", lambda dot, kind, backend: right and backend == "gpu")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    int8._plain_works.cache_clear()
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            w8 = quantize_array(normal(64, 32), 1)
+            lowered = jax.jit(lambda x: matmul(x, w8)).trace(normal(5, 64)).lower(lowering_platforms=("cuda",))
+        assert ("xi8>, tensor<64x32xi8>" in lowered.as_text()) == right == ("xbf16>" not in lowered.as_text())
+        assert [str(each.message).split(":")[0] for each in said] == (
+            [] if right else ["XLA's int8 products are wrong on this GPU"]
+        )
+    finally:
+        int8._plain_works.cache_clear()
+
+
+@pytest.mark.parametrize(("kind", "dot"), [(np.uint8, int8.mixed_dot), (np.int8, int8._signed)])
+def test_the_self_check_knows_right_from_wrong(kind: Any, dot: Any) -> None:
+    def nearly(u: jax.Array, q: jax.Array) -> jax.Array:
+        return jnp.where(u.shape[0] == 8, dot(u, q).at[3, 7].add(1), dot(u, q))  # of one shape one number
+
+    assert int8._agrees(dot, kind, "cpu") and not int8._agrees(nearly, kind, "cpu")
+    assert not int8._agrees(dot, kind, "gpu"), "there is none here, and asking is no error"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +295,7 @@ def test_the_mixed_dot_is_for_processors_that_are_fast_at_it(
 
 
 def test_a_failing_self_check_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "_mixed_agrees", lambda: False)
+    monkeypatch.setattr(int8, "_agrees", lambda *_: False)
     int8._mixed_works.cache_clear()
     try:
         with warnings.catch_warnings(record=True) as said:

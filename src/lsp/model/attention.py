@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 # Added to the score of a pair that must not meet. Finite, so that a row of padding stays a number.
 BLOCKED = -1e9
+NEW = jax.__version_info__ >= (0, 11)
 
 
 def positions(segments_BT: jax.Array) -> jax.Array:
@@ -42,18 +43,26 @@ def attend(
 ) -> jax.Array:
     """Scaled dot-product attention [B, H, Q, S] within equal segments; scores and softmax in fp32. With a `window`
     tokens see so many neighbours to either side only. The queries are those of all tokens, or of the tokens `at`.
-
-    The softmax's sum divides the S values of a token's answer, not its T weights, as in FlashAttention (Dao et al.,
-    2022): T²·H fewer values are written.
     """
-    q_BHQS = q_BHQS * q_BHQS.shape[-1] ** -0.5  # the smaller array of the two to scale
-    scores_BHQT = jnp.einsum("bhqs,bhts->bhqt", q_BHQS, k_BHTS, preferred_element_type=jnp.float32)
     own_BQ = segments_BT if at_BQ is None else jnp.take_along_axis(segments_BT, at_BQ, axis=1)
     meet_BQT = own_BQ[:, :, None] == segments_BT[:, None, :]
     if window:
         place_T = jnp.arange(segments_BT.shape[1])
         place_BQ = place_T[None] if at_BQ is None else at_BQ
         meet_BQT &= jnp.abs(place_BQ[:, :, None] - place_T) <= window
+    if at_BQ is None and fuses(q_BHQS):
+        return fused(q_BHQS, k_BHTS, v_BHTS, meet_BQT)
+    return plain(q_BHQS, k_BHTS, v_BHTS, meet_BQT)
+
+
+def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax.Array) -> jax.Array:
+    """Attention of the pairs that `meet`, as two products and a softmax between them.
+
+    The softmax's sum divides the S values of a token's answer, not its T weights, as in FlashAttention (Dao et al.,
+    2022): T²·H fewer values are written.
+    """
+    q_BHQS = q_BHQS * q_BHQS.shape[-1] ** -0.5  # the smaller array of the two to scale
+    scores_BHQT = jnp.einsum("bhqs,bhts->bhqt", q_BHQS, k_BHTS, preferred_element_type=jnp.float32)
     scores_BHQT = scores_BHQT + jnp.where(meet_BQT, 0.0, BLOCKED)[:, None]
     largest_BHQ1 = jax.lax.stop_gradient(scores_BHQT.max(-1, keepdims=True))
     weights_BHQT = jnp.exp(scores_BHQT - largest_BHQ1)
@@ -62,6 +71,23 @@ def attend(
         "bhqt,bhts->bhqs", weights_BHQT.astype(v_BHTS.dtype), v_BHTS, preferred_element_type=jnp.float32
     )
     return (y_BHQS / sums_BHQ1).astype(v_BHTS.dtype)
+
+
+def fuses(q_BHTS: jax.Array) -> bool:
+    """Whether `fused` takes queries of this shape and type, here. Before 0.11 jax has cuDNN work out a gradient of the
+    mask too."""
+    *_, tokens, size = q_BHTS.shape
+    half = q_BHTS.dtype in (jnp.bfloat16, jnp.float16)
+    return half and tokens % 2 == 0 and size % 8 == 0 and size <= 128 and NEW and jax.default_backend() == "gpu"
+
+
+def fused(q_BHTS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BTT: jax.Array) -> jax.Array:
+    """As `plain`, by cuDNN in one kernel that keeps scores and weights on the chip (FlashAttention: Dao et al., 2022):
+    T² numbers of a row are read, those of `meet`, the same for all heads, where `plain` reads and writes T²·H, several
+    times."""
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BHTS, k_BHTS, v_BHTS))
+    y_BTHS = jax.nn.dot_product_attention(q, k, v, mask=meet_BTT[:, None], implementation="cudnn")
+    return y_BTHS.transpose(0, 2, 1, 3)
 
 
 def pick(x: jax.Array, at_BQ: jax.Array) -> jax.Array:

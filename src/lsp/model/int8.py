@@ -8,14 +8,16 @@ exactly in int32.
 On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
 128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
 to int32 first. Hence two small primitives; elsewhere, and where an x86 has no VNNI, they lower to an ordinary int8 x
-int8 -> int32 dot; an exported program has the primitives, wherever it was made. The sums are the same whole numbers
-in each.
+int8 -> int32 dot. A GPU's compiler is not believed: where small products of that kind come out wrong, they go through
+bfloat16, which is exact too. An exported program has for each platform what is right on any machine. The sums are the
+same whole numbers in each.
 """
 
 import abc
 import functools
 import platform
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +35,7 @@ from lsp import processor
 from lsp.model.lowrank import LowRank
 
 LARGEST = 127  # -128 is never used, so a weight and its negation both exist
+EXACT = 1024  # products of whole numbers of 8 bits whose sum is below 2^24, up to where float32 has them all
 SMALLEST = 1e-30  # rows weaker than this become zeros; keeps 127 / absmax finite in float32
 
 
@@ -213,6 +216,19 @@ def _biased(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -
     return mixed_dot((x + 128).astype(jnp.uint8), q, transpose=transpose) - colsum
 
 
+def _floats(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
+    """The same numbers through bfloat16, which holds each of -128 to 127, and float32, which holds the sums of EXACT
+    products."""
+    pieces = []
+    for start in range(0, q.shape[int(transpose)], EXACT):
+        left, right = (lax.slice_in_dim(each, start, min(start + EXACT, each.shape[axis]), axis=axis)
+                       for each, axis in ((x, x.ndim - 1), (q, int(transpose))))  # fmt: skip
+        contract = (((x.ndim - 1,), (int(transpose),)), ((), ()))
+        left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
+        pieces.append(lax.dot_general(left, right, contract, preferred_element_type=jnp.float32).astype(jnp.int32))
+    return functools.reduce(jnp.add, pieces)
+
+
 def _lower_mixed(ctx: Any, u: ir.Value, q: ir.Value, *, transpose: bool) -> list[Any]:
     numbers = stablehlo.DotDimensionNumbers.get([], [], [ctx.avals_in[0].ndim - 1], [int(transpose)])
     sizes = [n if isinstance(n, int) else ir.ShapedType.get_dynamic_size() for n in ctx.avals_out[0].shape]
@@ -224,6 +240,12 @@ def _lower_cpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bo
     # What is lowered for several platforms is to be exported: nobody knows the processor that will run it.
     pays = len(ctx.module_context.platforms) > 1 or _mixed_pays()
     rule = mlir.lower_fun(_biased if pays and _mixed_works() else _plain, multiple_results=False)
+    return rule(ctx, *operands, transpose=transpose)
+
+
+def _lower_gpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bool) -> Any:
+    here = len(ctx.module_context.platforms) == 1 and jax.default_backend() == "gpu"  # else for a card nobody knows
+    rule = mlir.lower_fun(_plain if here and _plain_works() else _floats, multiple_results=False)
     return rule(ctx, *operands, transpose=transpose)
 
 
@@ -241,6 +263,7 @@ _define(_mixed)
 mlir.register_lowering(_mixed, _lower_mixed)
 mlir.register_lowering(_dot, mlir.lower_fun(_plain, multiple_results=False))
 mlir.register_lowering(_dot, _lower_cpu, platform="cpu")
+mlir.register_lowering(_dot, _lower_gpu, platform="gpu")
 
 
 def _mixed_pays() -> bool:
@@ -251,25 +274,42 @@ def _mixed_pays() -> bool:
 
 @functools.cache
 def _mixed_works() -> bool:
-    """Does this machine's XLA compile the mixed dot, and to the right numbers? Asked once, before the first use.
-
-    The question comes up while another function is lowered, perhaps under a mesh: a thread of its own has neither.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        works = thread.submit(_mixed_agrees).result()
+    """Does this machine's XLA compile the mixed dot, and to the right numbers?"""
+    works = _agrees(mixed_dot, np.uint8, "cpu")
     if not works:
         warnings.warn("This CPU build of XLA has no exact uint8 x int8 dot: int8 runs on a slower one.", stacklevel=2)
     return works
 
 
-def _mixed_agrees() -> bool:
-    rng = np.random.default_rng(0)
-    u = rng.integers(0, 256, (16, 64), dtype=np.uint8)
-    q = rng.integers(-127, 128, (64, 32), dtype=np.int8)
-    u[0], q[:, 0], q[:, 1] = 255, 127, -127  # the extremes: instructions older than VNNI saturate at 16 bits here
+@functools.cache
+def _plain_works() -> bool:
+    """Does XLA compile the plain dot to the right numbers for this GPU? jax 0.11.2 did not always, for an H100."""
+    works = _agrees(_signed, np.int8, "gpu")
+    if not works:
+        warnings.warn("XLA's int8 products are wrong on this GPU: they are made in bfloat16, exactly.", stacklevel=2)
+    return works
+
+
+def _signed(x: jax.Array, q: jax.Array) -> jax.Array:
+    return _plain(x, q, x, transpose=False)
+
+
+def _agrees(dot: Callable[[jax.Array, jax.Array], jax.Array], kind: Any, backend: str) -> bool:
+    """Whether a dot gives NumPy's numbers, for rows few and many. Asked once, before the first use: while another
+    function is lowered, perhaps under a mesh, so in a thread of its own, which has neither."""
+    rng, limits = np.random.default_rng(0), np.iinfo(kind)
+    u = rng.integers(limits.min, limits.max, (128, 64), dtype=kind, endpoint=True)
+    q = rng.integers(-LARGEST, LARGEST, (64, 32), dtype=np.int8, endpoint=True)
+    # The extremes: instructions older than VNNI saturate at 16 bits here.
+    u[0], q[:, 0], q[:, 1] = limits.max, LARGEST, -LARGEST
+
+    def same() -> bool:
+        device = jax.local_devices(backend=backend)[0]
+        found = [jax.jit(dot)(*jax.device_put((u[:rows], q), device)) for rows in (1, 8, 16, 128)]
+        return all(np.array_equal(y, u[: len(y)].astype(np.int32) @ q.astype(np.int32)) for y in found)
+
     try:
-        on_cpu = jax.device_put((u, q), jax.local_devices(backend="cpu")[0])
-        found = jax.jit(mixed_dot)(*on_cpu)
-        return np.array_equal(found, u.astype(np.int32) @ q.astype(np.int32))
-    except Exception:  # whatever a future XLA says to a mixed dot, the plain one remains
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(same).result()
+    except Exception:  # whatever a future XLA says to a dot, the other way remains
         return False
