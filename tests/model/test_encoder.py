@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -80,15 +81,20 @@ def test_the_fused_kernel_is_asked_for_the_same(window: int, monkeypatch: pytest
     want = attention.attend(q, k, v, segments, window)
     assert not asked
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(attention, "NEW", True)
+    monkeypatch.setattr(jax, "__version_info__", (0, 11, 2))
+    card = SimpleNamespace(compute_capability="9.0")
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
     found = attention.attend(q, k, v, segments, window)
     assert asked == [("cudnn", jnp.bfloat16)]
     np.testing.assert_allclose(found.astype(jnp.float32), want.astype(jnp.float32), atol=0.02)
-    # What it does not take: float32, an odd length, another size of head, a few queries of many.
+    # What it does not take: float32, an odd length, another size of head, a few queries of many; other cards.
     attention.attend(*(x.astype(jnp.float32) for x in (q, k, v)), segments)
     attention.attend(*(x[:, :, :11] for x in (q, k, v)), segments[:, :11])
     attention.attend(*(x[..., :4] for x in (q, k, v)), segments)
     attention.attend(q[:, :, :2], k, v, segments, 0, jnp.zeros((2, 2), jnp.int32))
+    for name in ("7.5", "gfx942", None):
+        card.compute_capability = name
+        attention.attend(q, k, v, segments)
     assert len(asked) == 1
 
 

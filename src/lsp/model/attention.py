@@ -3,12 +3,17 @@
 Dimensions: B rows, T tokens, Q tokens that ask, H heads, S head size, D width.
 """
 
+import re
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from lsp.model import sharding
 
 # Added to the score of a pair that must not meet. Finite, so that a row of padding stays a number.
 BLOCKED = -1e9
-NEW = jax.__version_info__ >= (0, 11)
+AMPERE = 8.0  # the first cards that cuDNN has fused attention for
 
 
 def positions(segments_BT: jax.Array) -> jax.Array:
@@ -78,13 +83,35 @@ def fuses(q_BHTS: jax.Array) -> bool:
     mask too."""
     *_, tokens, size = q_BHTS.shape
     half = q_BHTS.dtype in (jnp.bfloat16, jnp.float16)
-    return half and tokens % 2 == 0 and size % 8 == 0 and size <= 128 and NEW and jax.default_backend() == "gpu"
+    fits = tokens % 2 == 0 and size % 8 == 0 and size <= 128
+    return half and fits and jax.__version_info__ >= (0, 11) and capability() >= AMPERE
+
+
+def capability() -> float:
+    """The compute capability of the NVIDIA card that answers, 9.0 of an H100; 0 where none does."""
+    if jax.default_backend() != "gpu":
+        return 0.0
+    found = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # AMD's cards have names there
+    return float(found) if re.fullmatch(r"\d+\.\d+", found) else 0.0
 
 
 def fused(q_BHTS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BTT: jax.Array) -> jax.Array:
-    """As `plain`, by cuDNN in one kernel that keeps scores and weights on the chip (FlashAttention: Dao et al., 2022):
-    T² numbers of a row are read, those of `meet`, the same for all heads, where `plain` reads and writes T²·H, several
-    times."""
+    """As `plain`, by one kernel that keeps scores and weights on the chip (FlashAttention: Dao et al., 2022): of a row
+    T² numbers are read, those of `meet`, the same for all heads, where `plain` reads and writes T²·H, several times.
+
+    Of several devices each runs the kernel on its own rows and heads.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if all(mesh.shape.get(axis, 1) == 1 for axis in sharding.SPLIT):
+        return kernel(q_BHTS, k_BHTS, v_BHTS, meet_BTT)
+    split = sharding.even(sharding.HEADS, q_BHTS.shape, mesh)
+    specs, axes = (split, split, split, P(split[0])), set(mesh.axis_names) - set(mesh.manual_axes)
+    apart = jax.shard_map(kernel, in_specs=specs, out_specs=split, axis_names=axes, check_vma=False)
+    return apart(q_BHTS, k_BHTS, v_BHTS, meet_BTT)
+
+
+def kernel(q_BHTS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BTT: jax.Array) -> jax.Array:
+    """cuDNN's attention, on one device."""
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q_BHTS, k_BHTS, v_BHTS))
     y_BTHS = jax.nn.dot_product_attention(q, k, v, mask=meet_BTT[:, None], implementation="cudnn")
     return y_BTHS.transpose(0, 2, 1, 3)

@@ -30,6 +30,8 @@ PARAMETERS = (
 COPIES = "opt_state.local."
 # Activations by the suffix of their names: B rows, T tokens, D width, K slots, V vocabulary.
 ROWS = ("data", "fsdp")
+SPLIT = (*ROWS, "tensor")  # the axes that a model's own work is split over
+HEADS = P(ROWS, "tensor")  # of what attention reads and writes, by rows and heads
 ACTIVATIONS = {"BTD": P(ROWS), "BKD": P(ROWS), "BKV": P(ROWS, None, "tensor")}
 
 
