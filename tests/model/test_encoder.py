@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ from lsp import LspError, recipe
 from lsp.model import attention, cost
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model, add_bias, drop, graphdef, initialise, shapes
+from lsp.model.sharding import EACH
 
 
 def build(config: ModelConfig) -> Model:
@@ -95,6 +97,9 @@ def test_the_fused_kernel_is_asked_for_the_same(window: int, monkeypatch: pytest
     for name in ("7.5", "gfx942", None):
         card.compute_capability = name
         attention.attend(q, k, v, segments)
+    card.compute_capability = "9.0"
+    one = partial(attention.attend, segments_BT=segments)
+    jax.vmap(one, axis_name=EACH)(*(x[None] for x in (q, k, v)))  # several models at once
     assert len(asked) == 1
 
 

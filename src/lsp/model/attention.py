@@ -80,11 +80,19 @@ def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax
 
 def fuses(q_BHTS: jax.Array) -> bool:
     """Whether `fused` takes queries of this shape and type, here. Before 0.11 jax has cuDNN work out a gradient of the
-    mask too."""
+    mask too; and it maps no mask that is the same for all heads over several models."""
     *_, tokens, size = q_BHTS.shape
     half = q_BHTS.dtype in (jnp.bfloat16, jnp.float16)
     fits = tokens % 2 == 0 and size % 8 == 0 and size <= 128
-    return half and fits and jax.__version_info__ >= (0, 11) and capability() >= AMPERE
+    return half and fits and not mapped() and jax.__version_info__ >= (0, 11) and capability() >= AMPERE
+
+
+def mapped() -> bool:
+    """Whether this is traced for several models at once."""
+    try:
+        return jax.lax.axis_size(sharding.EACH) > 0
+    except NameError:
+        return False
 
 
 def capability() -> float:

@@ -31,6 +31,7 @@ COPIES = "opt_state.local."
 # Activations by the suffix of their names: B rows, T tokens, D width, K slots, V vocabulary.
 ROWS = ("data", "fsdp")
 SPLIT = (*ROWS, "tensor")  # the axes that a model's own work is split over
+EACH = "each"  # what `jax.vmap` calls its axis where it runs several models, or a model for each example
 HEADS = P(ROWS, "tensor")  # of what attention reads and writes, by rows and heads
 ACTIVATIONS = {"BTD": P(ROWS), "BKD": P(ROWS), "BKV": P(ROWS, None, "tensor")}
 

@@ -19,6 +19,7 @@ import optax
 from lsp import Exit, LspError
 from lsp import recipe as recipes
 from lsp.data.examples import Examples, sampled
+from lsp.model.sharding import EACH
 from lsp.train import memory
 from lsp.train.metrics import Mean
 
@@ -55,7 +56,7 @@ def clipped(gradients: Gradients, clip: float) -> Gradients:
             return gradients(params, frozen, jax.tree.map(lambda x: x[None], row), key)
 
         keys = jax.random.split(key, next(iter(batch.values())).shape[0])
-        grads, metrics = jax.vmap(one)(batch, keys)
+        grads, metrics = jax.vmap(one, axis_name=EACH)(batch, keys)
         total, _ = optax.per_example_global_norm_clip(grads, clip)
         return total, jax.tree.map(lambda x: x.sum(0), metrics)
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from lsp.model.sharding import gather
+from lsp.model.sharding import EACH, gather
 from lsp.train import privacy, watch
 from lsp.train.metrics import Mean
 from lsp.train.objectives import Objective
@@ -174,7 +174,7 @@ def make_train_step(update: Update, *, spike: float = 0.0, variants: int = 0) ->
     def together(
         state: TrainState, frozen: Any, batch: Any, index: jax.Array, progress: jax.Array
     ) -> tuple[TrainState, dict[str, Any]]:
-        every = jax.vmap(one, in_axes=(0, None, 0, None, None))
+        every = jax.vmap(one, in_axes=(0, None, 0, None, None), axis_name=EACH)
         state, metrics = every(state, frozen, dealt(batch, variants), index, progress)
         ok = metrics.pop("ok")
         metrics = jax.tree.map(lambda leaf: jnp.where(ok, leaf, 0.0).sum(), metrics)
