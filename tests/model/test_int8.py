@@ -251,7 +251,7 @@ def test_products_in_bfloat16_are_exact(inputs: int, transpose: bool) -> None:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_gpu_multiplies_int8_where_it_does_so_rightly(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "_agrees", lambda dot, kind, backend: right and backend == "gpu")
+    monkeypatch.setattr(int8, "_agrees", lambda dot, rows, backend: right and backend == "gpu")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     int8._plain_works.cache_clear()
     try:
@@ -267,13 +267,16 @@ def test_a_gpu_multiplies_int8_where_it_does_so_rightly(right: bool, monkeypatch
         int8._plain_works.cache_clear()
 
 
-@pytest.mark.parametrize(("kind", "dot"), [(np.uint8, int8.mixed_dot), (np.int8, int8._signed)])
-def test_the_self_check_knows_right_from_wrong(kind: Any, dot: Any) -> None:
+@pytest.mark.parametrize(("kind", "largest", "dot"), [(np.uint8, 255, int8.mixed_dot), (np.int8, 127, int8._rounded)])
+def test_the_self_check_knows_right_from_wrong(kind: Any, largest: int, dot: Any) -> None:
     def nearly(u: jax.Array, q: jax.Array) -> jax.Array:
         return jnp.where(u.shape[0] == 8, dot(u, q).at[3, 7].add(1), dot(u, q))  # of one shape one number
 
-    assert int8._agrees(dot, kind, "cpu") and not int8._agrees(nearly, kind, "cpu")
-    assert not int8._agrees(dot, kind, "gpu"), "there is none here, and asking is no error"
+    rows = int8._whole(kind, largest)
+    assert rows.dtype == kind and rows.max() == largest and rows.min() == (-127 if kind == np.int8 else 0)
+    rows = rows if kind == np.uint8 else rows.astype(np.float32)
+    assert int8._agrees(dot, rows, "cpu") and not int8._agrees(nearly, rows, "cpu")
+    assert not int8._agrees(dot, rows, "gpu"), "there is none here, and asking is no error"
 
 
 @pytest.mark.parametrize(

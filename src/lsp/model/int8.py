@@ -275,7 +275,8 @@ def _mixed_pays() -> bool:
 @functools.cache
 def _mixed_works() -> bool:
     """Does this machine's XLA compile the mixed dot, and to the right numbers?"""
-    works = _agrees(mixed_dot, np.uint8, "cpu")
+    # The extremes: instructions older than VNNI saturate at 16 bits here.
+    works = _agrees(mixed_dot, _whole(np.uint8, 255), "cpu")
     if not works:
         warnings.warn("This CPU build of XLA has no exact uint8 x int8 dot: int8 runs on a slower one.", stacklevel=2)
     return works
@@ -284,29 +285,35 @@ def _mixed_works() -> bool:
 @functools.cache
 def _plain_works() -> bool:
     """Does XLA compile the plain dot to the right numbers for this GPU? jax 0.11.2 did not always, for an H100."""
-    works = _agrees(_signed, np.int8, "gpu")
+    works = _agrees(_rounded, _whole(np.int8, LARGEST).astype(np.float32), "gpu")
     if not works:
         warnings.warn("XLA's int8 products are wrong on this GPU: they are made in bfloat16, exactly.", stacklevel=2)
     return works
 
 
-def _signed(x: jax.Array, q: jax.Array) -> jax.Array:
-    return _plain(x, q, x, transpose=False)
+def _rounded(x: jax.Array, q: jax.Array) -> jax.Array:
+    """The dot with what goes before it in use, for XLA makes one kernel of both. Rows whose largest is 127 stay."""
+    return _plain(jnp.round(x * (LARGEST / jnp.abs(x).max(-1, keepdims=True))), q, x, transpose=False)
 
 
-def _agrees(dot: Callable[[jax.Array, jax.Array], jax.Array], kind: Any, backend: str) -> bool:
+def _whole(kind: Any, largest: int) -> np.ndarray:
+    """Rows [128, 64] of whole numbers, the largest in each of them, one of nothing else."""
+    rows = np.random.default_rng(0).integers(-LARGEST if kind == np.int8 else 0, largest, (128, 64), kind)
+    rows[0], rows[:, 0] = largest, largest
+    return rows
+
+
+def _agrees(dot: Callable[[jax.Array, jax.Array], jax.Array], rows: np.ndarray, backend: str) -> bool:
     """Whether a dot gives NumPy's numbers, for rows few and many. Asked once, before the first use: while another
     function is lowered, perhaps under a mesh, so in a thread of its own, which has neither."""
-    rng, limits = np.random.default_rng(0), np.iinfo(kind)
-    u = rng.integers(limits.min, limits.max, (128, 64), dtype=kind, endpoint=True)
-    q = rng.integers(-LARGEST, LARGEST, (64, 32), dtype=np.int8, endpoint=True)
-    # The extremes: instructions older than VNNI saturate at 16 bits here.
-    u[0], q[:, 0], q[:, 1] = limits.max, LARGEST, -LARGEST
+    q = np.random.default_rng(1).integers(-LARGEST, LARGEST, (64, 32), np.int8)
+    q[:, 0], q[:, 1] = LARGEST, -LARGEST
+    right = rows.astype(np.int32) @ q.astype(np.int32)
 
     def same() -> bool:
         device = jax.local_devices(backend=backend)[0]
-        found = [jax.jit(dot)(*jax.device_put((u[:rows], q), device)) for rows in (1, 8, 16, 128)]
-        return all(np.array_equal(y, u[: len(y)].astype(np.int32) @ q.astype(np.int32)) for y in found)
+        found = [jax.jit(dot)(*jax.device_put((rows[:count], q), device)) for count in (1, 8, 16, 128)]
+        return all(np.array_equal(y, right[: len(y)]) for y in found)
 
     try:
         with ThreadPoolExecutor(1) as thread:
