@@ -219,14 +219,14 @@ def _biased(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -
 def _floats(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
     """The same numbers through bfloat16, which holds each of -128 to 127, and float32, which holds the sums of EXACT
     products."""
-    pieces = []
-    for start in range(0, q.shape[int(transpose)], EXACT):
-        left, right = (lax.slice_in_dim(each, start, min(start + EXACT, each.shape[axis]), axis=axis)
-                       for each, axis in ((x, x.ndim - 1), (q, int(transpose))))  # fmt: skip
-        contract = (((x.ndim - 1,), (int(transpose),)), ((), ()))
-        left, right = left.astype(jnp.bfloat16), right.astype(jnp.bfloat16)
-        pieces.append(lax.dot_general(left, right, contract, preferred_element_type=jnp.float32).astype(jnp.int32))
-    return functools.reduce(jnp.add, pieces)
+    inputs, axis, sums = x.shape[-1], int(transpose), []
+    for start in range(0, inputs, EXACT):
+        stop = min(start + EXACT, inputs)
+        left = lax.slice_in_dim(x, start, stop, axis=-1).astype(jnp.bfloat16)
+        right = lax.slice_in_dim(q, start, stop, axis=axis).astype(jnp.bfloat16)
+        contract = (((x.ndim - 1,), (axis,)), ((), ()))
+        sums.append(lax.dot_general(left, right, contract, preferred_element_type=jnp.float32).astype(jnp.int32))
+    return functools.reduce(jnp.add, sums)
 
 
 def _lower_mixed(ctx: Any, u: ir.Value, q: ir.Value, *, transpose: bool) -> list[Any]:
