@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--only", default="steps,forward")
     parser.add_argument("--compile", action="store_true", help="with torch.compile too")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no NVIDIA card here")
     transformers.logging.set_verbosity_error()
     torch.backends.cuda.matmul.allow_tf32 = True
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -251,7 +251,7 @@ def test_products_in_bfloat16_are_exact(inputs: int, transpose: bool) -> None:
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_gpu_multiplies_int8_where_it_does_so_rightly(right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "_agrees", lambda dot, rows, backend: right and backend == "gpu")
+    monkeypatch.setattr(int8, "_agrees", lambda dot, rows, counts, backend: right and backend == "gpu")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     int8._plain_works.cache_clear()
     try:
@@ -275,8 +275,9 @@ def test_the_self_check_knows_right_from_wrong(kind: Any, largest: int, dot: Any
     rows = int8._whole(kind, largest)
     assert rows.dtype == kind and rows.max() == largest and rows.min() == (-127 if kind == np.int8 else 0)
     rows = rows if kind == np.uint8 else rows.astype(np.float32)
-    assert int8._agrees(dot, rows, "cpu") and not int8._agrees(nearly, rows, "cpu")
-    assert not int8._agrees(dot, rows, "gpu"), "there is none here, and asking is no error"
+    assert int8._agrees(dot, rows, (8, 16), "cpu") and not int8._agrees(nearly, rows, (8, 16), "cpu")
+    assert int8._agrees(nearly, rows, (16,), "cpu"), "that shape was not asked for"
+    assert not int8._agrees(dot, rows, (16,), "gpu"), "there is none here, and asking is no error"
 
 
 @pytest.mark.parametrize(

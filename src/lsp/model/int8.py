@@ -17,7 +17,7 @@ import abc
 import functools
 import platform
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -276,7 +276,7 @@ def _mixed_pays() -> bool:
 def _mixed_works() -> bool:
     """Does this machine's XLA compile the mixed dot, and to the right numbers?"""
     # The extremes: instructions older than VNNI saturate at 16 bits here.
-    works = _agrees(mixed_dot, _whole(np.uint8, 255), "cpu")
+    works = _agrees(mixed_dot, _whole(np.uint8, 255), (16,), "cpu")
     if not works:
         warnings.warn("This CPU build of XLA has no exact uint8 x int8 dot: int8 runs on a slower one.", stacklevel=2)
     return works
@@ -285,7 +285,7 @@ def _mixed_works() -> bool:
 @functools.cache
 def _plain_works() -> bool:
     """Does XLA compile the plain dot to the right numbers for this GPU? jax 0.11.2 did not always, for an H100."""
-    works = _agrees(_rounded, _whole(np.int8, LARGEST).astype(np.float32), "gpu")
+    works = _agrees(_rounded, _whole(np.int8, LARGEST).astype(np.float32), (1, 8, 16, 128), "gpu")
     if not works:
         warnings.warn("XLA's int8 products are wrong on this GPU: they are made in bfloat16, exactly.", stacklevel=2)
     return works
@@ -303,16 +303,18 @@ def _whole(kind: Any, largest: int) -> np.ndarray:
     return rows
 
 
-def _agrees(dot: Callable[[jax.Array, jax.Array], jax.Array], rows: np.ndarray, backend: str) -> bool:
-    """Whether a dot gives NumPy's numbers, for rows few and many. Asked once, before the first use: while another
-    function is lowered, perhaps under a mesh, so in a thread of its own, which has neither."""
+def _agrees(
+    dot: Callable[[jax.Array, jax.Array], jax.Array], rows: np.ndarray, counts: Sequence[int], backend: str
+) -> bool:
+    """Whether a dot gives NumPy's numbers, for so many of the rows each time. Asked once, before the first use: while
+    another function is lowered, perhaps under a mesh, so in a thread of its own, which has neither."""
     q = np.random.default_rng(1).integers(-LARGEST, LARGEST, (64, 32), np.int8)
     q[:, 0], q[:, 1] = LARGEST, -LARGEST
     right = rows.astype(np.int32) @ q.astype(np.int32)
 
     def same() -> bool:
         device = jax.local_devices(backend=backend)[0]
-        found = [jax.jit(dot)(*jax.device_put((rows[:count], q), device)) for count in (1, 8, 16, 128)]
+        found = [jax.jit(dot)(*jax.device_put((rows[:count], q), device)) for count in counts]
         return all(np.array_equal(y, right[: len(y)]) for y in found)
 
     try:
