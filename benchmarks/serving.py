@@ -78,8 +78,11 @@ def main() -> None:
 
 
 def compared(args: argparse.Namespace, models: dict[str, str]) -> dict[str, Any]:
-    workers = {name: started(args, one) for name, one in models.items()}
-    table: dict[str, Any] = {name: {"bytes": told(worker, "bytes")["bytes"]} for name, worker in workers.items()}
+    workers: dict[str, Any] = {}
+    table: dict[str, Any] = {}
+    for name, one in models.items():  # one after another, for two of the peers make the same file first
+        workers[name] = started(args, one)
+        table[name] = {"bytes": told(workers[name], "bytes")["bytes"]}
     for case in args.only.split(","):
         rounds: dict[str, list[dict[str, float]]] = {name: [] for name in models}
         for number in range(args.rounds + 1):
