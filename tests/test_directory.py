@@ -103,6 +103,17 @@ def test_something_else_for_the_same_directory_is_refused(
         assert not run.complete and not (out / "params").exists() and (out / "notes.txt").read_text() == "mine"
 
 
+def test_an_overwrite_that_is_killed_leaves_no_complete_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes a run complete goes first, in any process: a set of names has another order in each."""
+    removed = []
+    monkeypatch.setattr(directory, "_remove", removed.append)
+    out = finished(tmp_path / "run")
+    with claimed(out, overwrite=True):
+        pass
+    assert [path.name for path in removed] == [*directory.WRITTEN, *manifest.UNSEALED]
+    assert removed[0].name == "manifest.json"
+
+
 def test_a_run_that_made_nothing_may_be_asked_for_something_else(tmp_path: Path) -> None:
     with refused(Exit.DATA, "unusable"), claimed(tmp_path / "run") as run:
         (run.path / "train" / "data").mkdir(parents=True)  # empty folders are nothing

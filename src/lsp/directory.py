@@ -136,8 +136,9 @@ def _begin(out: Path, asked: dict[str, Any], overwrite: bool) -> None:
     # export that was not finished say, goes first: else it would be sealed with the new.
     kept = () if overwrite else ("blackbox",)
     if marker and (overwrite or marker != asked):
-        for name in {*WRITTEN, *manifests.UNSEALED} - {*kept}:
-            _remove(out / name)
+        for name in (*WRITTEN, *manifests.UNSEALED):
+            if name not in kept:
+                _remove(out / name)
         sync(out)
     if marker != asked:
         write_atomically(out / "run.json", json.dumps(asked, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
