@@ -21,6 +21,7 @@ from lsp.data.examples import Examples
 from lsp.data.tasks import Table
 from lsp.data.tokenizer import train
 from lsp.deploy import configs, huggingface
+from lsp.deploy.card import card
 from lsp.deploy.pieces import converted
 from lsp.model.config import Layer, ModelConfig
 from lsp.model.encoder import graphdef
@@ -376,3 +377,14 @@ def test_files_that_are_none_are_refused(folder: Path) -> None:
         huggingface.digest(folder / "config.json")
     (folder / "config.json").write_bytes(b"[" * 100_000)
     refused(folder, "config.json")
+
+
+def test_a_card_names_commands_that_there_are_and_what_was_compressed() -> None:
+    applied = [{"stage": "prune", "speedup": 2.0064}, {"stage": "quantize", "bits": 8, "kept_float": ["classifier"]}]
+    model = {"head": "classes", "preset": "bert"}
+    manifest = {"model": model, "step": 2105, "labels": [], "metrics": {}, "self": "ab", "compression": applied}
+    small = card(manifest | {"stage": "quantize"}, "small", "onnx")
+    assert "Made by `lsp compress quantize`, and exported by lsp." in small
+    assert "Compressed: prune (speedup 2.01), then quantize (bits 8)." in small
+    whole = card(manifest | {"stage": "finetune", "compression": []}, "whole")
+    assert "Made by `lsp finetune` in 2,105 steps, and exported by lsp." in whole and "Compressed" not in whole

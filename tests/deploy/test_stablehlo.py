@@ -107,7 +107,20 @@ def test_an_export_is_predicted_with_as_its_run_is(
     assert timed["models"][0]["bytes"] == result["bytes"]
 
     assert cli.main(["verify", str(out)]) == Exit.DONE
-    assert cli.main(["evaluate", "--from", str(out), "--data", str(data)]) == Exit.ARTIFACT
+    labelled = tmp_path / "labelled.jsonl"  # the answers of the run; the last is made wrong
+    labels = [row["label"] for row in rows[0]]
+    labels[-1] = next(label for label in ("bad", "good") if label != labels[-1])
+    lines = [json.dumps({"text": row["text"], "label": label}) for row, label in zip(rows[0], labels, strict=True)]
+    labelled.write_text("".join(line + "\n" for line in lines))
+    gate = ["evaluate", "--from", str(out), "--data", str(labelled), "--json", "--quiet"]
+    capsys.readouterr()
+    assert cli.main([*gate, "--min", "accuracy=1", "--errors", str(tmp_path / "wrong.jsonl")]) == Exit.NO
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"]["accuracy"] == pytest.approx(149 / 150) and found["examples_per_second"] > 0
+    assert json.loads((tmp_path / "wrong.jsonl").read_text())["row"] == 150
+    assert cli.main([*gate, "--min", "accuracy=0.99"]) == Exit.DONE
+    capsys.readouterr()
+    assert cli.main(["explain", "--from", str(out), str(data)]) == Exit.ARTIFACT
     said = capsys.readouterr().err
     assert "Give the run it was made from." in said and "import" not in said
 

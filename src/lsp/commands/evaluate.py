@@ -1,7 +1,8 @@
-"""`lsp evaluate`: metrics of a checkpoint on a file, and gates on them."""
+"""`lsp evaluate`: metrics of a classifier on a file, and gates on them."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from lsp import LspError, checkpoint, directory, nearest
 from lsp.data import tasks
+from lsp.data.examples import Examples
+from lsp.deploy import exported
 from lsp.recipe import Problem
 from lsp.train import answers, labelled, metrics
 from lsp.train.confusion import Confusion
-from lsp.train.evaluate import Classifier
+from lsp.train.evaluate import Classifier, Scores
 
 MOST_CROSSED = 20  # classes of a confusion matrix that is shown
 MOST_GROUPS, SMALLEST_GROUP = 50, 30  # of a slice: groups that are shown, and examples of one that is judged
@@ -38,19 +41,17 @@ def run(
     wanted = [_gate(gate) for gate in gates]
     if errors is not None and (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
         raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
-    base = checkpoint.open(start).expect("classes")
-    how = labelled.Reading.of(base)
-    table = labelled.read_table(data[0], columns, base.labels, how, slices)
+    how, names, score = _opened(start)
+    table = labelled.read_table(data[0], columns, names, how, slices)
     labelled.remark(table, data[0], progress)
     examples = how.examples(table)
     progress.say(f"evaluating {len(examples)} examples")
-    classifier = Classifier(base.config)
-    scores = classifier.score(base.params, examples)
+    scores = score(examples)
     found = dict(scores.metrics)
     for other in data[1:]:
-        also = classifier.score(base.params, labelled.read(other, columns, base.labels, how)).metrics
+        also = score(labelled.read(other, columns, names, how)).metrics
         found |= {f"{other.name.partition('.')[0].rpartition('_')[2]}_{name}": value for name, value in also.items()}
-    problem, logits, labels = base.config.problem, scores.logits, examples.labels
+    problem, logits, labels = how.problem, scores.logits, examples.labels
     if errors is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, problem, logits, labels)]
         put(errors, "".join(lines))
@@ -65,11 +66,11 @@ def run(
         "examples_per_second": scores.examples_per_second,
     }
     if problem == "single_label":
-        counted = Confusion.of(labels, logits.argmax(1), len(base.labels))
+        counted = Confusion.of(labels, logits.argmax(1), len(names))
         result["calibration_error"] = metrics.calibration_error(logits, labels)
-        result |= {"classes": counted.by_class(base.labels), "confusion": _crossed(counted, base.labels)}
+        result |= {"classes": counted.by_class(names), "confusion": _crossed(counted, names)}
     elif problem == "multi_label":
-        result["classes"] = metrics.by_class(logits, labels, base.labels)
+        result["classes"] = metrics.by_class(logits, labels, names)
     if slices:
         result["slices"] = [
             row for name in slices for row in _sliced(name, table.groups[name], problem, logits, labels)
@@ -78,6 +79,16 @@ def run(
             if row["behind"]:
                 progress.warn(f"{row['slice']} falls behind: {row['metric']} {row['value']:.3f} of {row['examples']}")
     return result | {"gates": [_judged(name, minimum, found) for name, minimum in wanted]}
+
+
+def _opened(start: Path) -> tuple[labelled.Reading, tuple[str, ...], Callable[[Examples], Scores]]:
+    """How a classifier reads examples, the names of its classes, and what measures it: a run, or what was exported."""
+    if exported.holds(start):
+        model = exported.open(start)
+        how = labelled.Reading(model.tokenizer, model.max_length, model.problem, known=model.columns)
+        return how, model.labels, model.score
+    base = checkpoint.open(start).expect("classes")
+    return labelled.Reading.of(base), base.labels, partial(Classifier(base.config).score, base.params)
 
 
 def put(path: Path, lines: str) -> None:

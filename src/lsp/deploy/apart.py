@@ -16,7 +16,7 @@ from lsp.data.tasks import Table
 from lsp.deploy import bench
 from lsp.train import labelled
 
-LIMITS = timing.Limits(rounds=9, seconds=30.0)
+LIMITS = timing.Limits(rounds=9, seconds=60.0)
 
 
 class Texts(NamedTuple):

@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+COMPRESS = ("quantize", "prune", "distill", "search")
+TRAINING = ("pretrain", "finetune")  # stages whose steps are their own; of others they are what was trained before
 TASKS = {"words": "fill-mask", "classes": "text-classification", "pooler": "feature-extraction"}
 
 
@@ -18,7 +20,12 @@ def card(manifest: dict[str, Any], name: str, library: str = "transformers") -> 
     }
     # JSON is YAML, and quotes what needs quoting.
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in about.items()), "---", ""]
-    lines += [f"# {name}", "", f"Made by `lsp {manifest['stage']}` in {manifest['step']:,} steps, and exported by lsp."]
+    stage = manifest["stage"]
+    command = f"compress {stage}" if stage in COMPRESS else stage
+    steps = f" in {manifest['step']:,} steps" if stage in TRAINING else ""
+    lines += [f"# {name}", "", f"Made by `lsp {command}`{steps}, and exported by lsp."]
+    if manifest["compression"]:
+        lines += ["", "Compressed: " + ", then ".join(map(_applied, manifest["compression"])) + "."]
     if manifest["labels"]:
         lines += ["", "Labels: " + ", ".join(f"`{label}`" for label in manifest["labels"]) + "."]
     if manifest["metrics"]:
@@ -26,3 +33,10 @@ def card(manifest: dict[str, Any], name: str, library: str = "transformers") -> 
         lines += [f"| {metric} | {value:.4g} |" for metric, value in manifest["metrics"].items()]
     lines += ["", f"It was made from `{manifest['self']}` (the identity that `lsp inspect` shows)."]
     return "\n".join(lines) + "\n"
+
+
+def _applied(stage: dict[str, Any]) -> str:
+    """A stage of compression and what it is known by: `quantize (bits 8, method static)`."""
+    single = {key: value for key, value in stage.items() if key != "stage" and isinstance(value, int | float | str)}
+    known = [f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in single.items()]
+    return stage["stage"] + (f" ({', '.join(known)})" if known else "")

@@ -233,7 +233,9 @@ def _write_modern(config: ModelConfig) -> dict[str, Any]:
 WRITE_OWN = {"bert": _write_bert, "distilbert": _write_distilbert, "modernbert": _write_modern}
 
 
-def _not_theirs(why: str, hint: str = "") -> LspError:
+def _not_theirs(
+    why: str, hint: str = "Export it with --format onnx or stablehlo, which take models of any shape."
+) -> LspError:
     return LspError(f"No model of Hugging Face transformers is like this one: {why}.", hint=hint)
 
 

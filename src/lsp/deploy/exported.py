@@ -1,5 +1,6 @@
 """An exported classifier, opened for use: one door for every runtime whose folders `lsp export` writes."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from lsp import Exit, LspError, directory
+from lsp import Exit, LspError, directory, interrupt
 from lsp.data.batches import Batch
 from lsp.data.examples import Examples, alone, sorted_by_length
 from lsp.data.tokenizer import Tokenizer
 from lsp.deploy.parity import Answer
 from lsp.recipe import Problem
+from lsp.train import metrics
+from lsp.train.evaluate import Scores
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,28 @@ class Exported:
 
     def logits(self, examples: Examples) -> np.ndarray:
         """fp32 [N, C], in the examples' order; each has a row of its own, whatever the batches."""
-        order, found = [], []
+        return self._answered(examples)[0]
+
+    def score(self, examples: Examples) -> Scores:
+        """Metrics over all examples; needs their labels. A batch of a new shape, which a runtime has to prepare for, is
+        answered once before the clock starts."""
+        logits, seconds = self._answered(examples, prepared=True)
+        return Scores(metrics.measured(self.problem, logits, examples.labels), logits, len(examples) / seconds)
+
+    def _answered(self, examples: Examples, prepared: bool = False) -> tuple[np.ndarray, float]:
+        order, found, seconds, seen = [], [], 0.0, set()
         for chosen, batch in self.batches(examples):
+            interrupt.check()
+            tokens_BT, types_BT = batch["tokens"], batch["types"]
+            if prepared and tokens_BT.shape not in seen:
+                self.answer(tokens_BT, types_BT)
+                seen.add(tokens_BT.shape)
+            began = time.perf_counter()
+            answers_BC = self.answer(tokens_BT, types_BT)
+            seconds += time.perf_counter() - began
             order.append(chosen)
-            found.append(self.answer(batch["tokens"], batch["types"])[: len(chosen)])
-        return np.concatenate(found)[np.argsort(np.concatenate(order))]
+            found.append(answers_BC[: len(chosen)])
+        return np.concatenate(found)[np.argsort(np.concatenate(order))], seconds
 
 
 def holds(path: Path) -> bool:

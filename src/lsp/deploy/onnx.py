@@ -6,14 +6,13 @@ The file is run by ONNX Runtime and compared with the model before it counts.
 import functools
 import importlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from lsp import Exit, LspError, lacking
+from lsp import Exit, LspError, lacking, processor
 from lsp.checkpoint import Model
 from lsp.data import published
 from lsp.data.published import Published
@@ -68,7 +67,7 @@ def answerer(folder: Path) -> Answer:
     about, exact = published.read_json(folder / CONFIG), _overflows()
     words = Tokenizer.load(folder)
     try:
-        session = opened(folder / GRAPH, processors(), exact)
+        session = opened(folder / GRAPH, processor.count(), exact)  # left to itself it takes others too
     except LspError:
         raise
     except Exception as error:  # the library has no common type for its errors
@@ -85,11 +84,6 @@ def answerer(folder: Path) -> Answer:
         return session.run(None, {name: array for name, array in given.items() if name in names})[0]
 
     return answer
-
-
-def processors() -> int:
-    """How many processors this process may use: left to itself, ONNX Runtime takes others too."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def opened(graph: Path | bytes, threads: int = 0, exact: bool = False) -> Any:

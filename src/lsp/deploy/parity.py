@@ -19,6 +19,7 @@ from lsp.data.tokenizer import CLS, MASK, PAD, SEP
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import graphdef
 from lsp.model.weightonly import any_quantized, dequantize
+from lsp.train import answers
 
 # tokens int32 [B, T] with 0 on padding, types int32 [B, T] → logits fp32 [B, C], or hidden states [B, T, D] of an
 # encoder without classes; there when it returns
@@ -92,9 +93,7 @@ def flips(config: ModelConfig, found_NC: np.ndarray, expected_NC: np.ndarray) ->
     """Texts whose label is another one; numbers and hidden states have no labels."""
     if config.head != "classes" or config.problem == "regression":
         return 0
-    if config.problem == "multi_label":
-        return int(((found_NC > 0) != (expected_NC > 0)).any(axis=1).sum())
-    return int((found_NC.argmax(1) != expected_NC.argmax(1)).sum())
+    return int((~answers.alike(config.problem, found_NC, expected_NC)).sum())
 
 
 def refuse(out: Path, found: dict[str, Any]) -> None:
