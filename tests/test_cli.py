@@ -33,7 +33,7 @@ OPTIONS = {
     ],
     "compress quantize": [
         *["--from", "--out", "--dev", "--train", *TRAINING[-2:], "--method", "--max-drop"],
-        *[*RECIPE, "--overwrite", *JSON],
+        *[*RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     ],
     "compress prune": [*TRAINING, *RECIPE, "--budget", "--tracker", "--overwrite", *JSON],
     "compress distill": [
@@ -435,6 +435,27 @@ def test_mistakes_in_parts_and_weights_are_answered(
     printed = capsys.readouterr().err
     assert said in printed
     assert "fix: " in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["--budget", "5m"], ["--tracker", "tensorboard"]])
+def test_what_does_not_train_has_no_budget(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["compress", "quantize", "--from", str(tmp_path), "--out", str(tmp_path / "out"), *words]
+    assert cli.main(line) == Exit.USAGE
+    assert "are for training" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["quantize", "prune", "distill", "search"])
+def test_no_stage_of_compression_reads_a_stream(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.tsv").write_text("text\tlabel\na\t0\nb\t1\n")
+    os.mkfifo(tmp_path / "pipe")
+    line = ["compress", verb, "--from", str(tmp_path), "--out", str(tmp_path / "out")]
+    for train, dev in (("-", "text.tsv"), ("text.tsv", "pipe")):
+        files = ["--train", train if train == "-" else str(tmp_path / train), "--dev", str(tmp_path / dev)]
+        assert cli.main([*line, *files]) == Exit.USAGE
+        assert "a stream can be read once only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

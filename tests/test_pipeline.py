@@ -22,11 +22,11 @@ from lsp.commands import (
     inspect,
     predict,
     pretrain,
-    prune,
+    prune_structure,
+    prune_vocabulary,
+    prune_weights,
     quantize,
     search,
-    shrink,
-    vocabulary,
 )
 from lsp.compress import inside, latency
 from lsp.compress.importance import sizes
@@ -53,7 +53,7 @@ ENCODER = recipe.Pretrain(
 )
 CLASSIFIER = recipe.Finetune(train=TRAIN, data=recipe.Labelled(sequence_length=32))
 STUDENT = recipe.Distill(model=dataclasses.replace(MODEL, layers=1), train=TRAIN)
-STAGES = search.Stages(vocabulary.run, shrink.run, quantize.run)
+STAGES = search.Stages(prune_vocabulary.run, prune_structure.run, quantize.run)
 PRUNED = recipe.Prune(train=dataclasses.replace(TRAIN, steps=20))
 
 
@@ -81,8 +81,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain.run([str(top / "text.txt")], top / "encoder", ENCODER, None, None, [], AGAIN)
     finetune.run(str(top / "encoder"), top / "classifier", CLASSIFIER, files, None, AGAIN)
     distill.run(top / "classifier", top / "student", STUDENT, files, AGAIN)
-    prune.run(top / "student", top / "pruned", PRUNED, files, AGAIN)
-    quantize.run(top / "pruned", top / "int8", recipe.Quantize(), top / "dev.tsv", AUTO, False, QUIET)
+    prune_weights.run(top / "student", top / "pruned", PRUNED, files, AGAIN)
+    quantize.run(top / "pruned", top / "int8", recipe.Quantize(), top / "dev.tsv", AUTO, AGAIN)
     return top
 
 
@@ -111,7 +111,9 @@ def test_compression_is_real(road: Path):
 def test_curvature_and_a_pattern_go_together_and_the_result_names_the_bound(road: Path, tmp_path: Path):
     asked = recipe.Pruning(score="fisher", block=8, pattern="1:4", every=5)
     files = Files(road / "train.tsv", road / "dev.tsv")
-    after = prune.run(road / "student", tmp_path / "pruned", dataclasses.replace(PRUNED, prune=asked), files, AGAIN)
+    after = prune_weights.run(
+        road / "student", tmp_path / "pruned", dataclasses.replace(PRUNED, prune=asked), files, AGAIN
+    )
     after = after["after"]
     assert after["sparsity"] == 0.75 and after["metrics"]["accuracy"] > 0.9
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.open(tmp_path / "pruned").params["layers"])
@@ -132,7 +134,9 @@ def test_what_is_pruned_stays_as_it_was_inside_where_that_is_asked_for(road: Pat
     for hidden in (0.0, 1.0):
         asked = recipe.Pruning(sparsity=0.8, hidden=hidden)
         out = tmp_path / f"hidden-{hidden}"
-        made = prune.run(road / "classifier", out, dataclasses.replace(PRUNED, prune=asked, train=train), files, AGAIN)
+        made = prune_weights.run(
+            road / "classifier", out, dataclasses.replace(PRUNED, prune=asked, train=train), files, AGAIN
+        )
         assert made["metrics"]["accuracy"] > 0.9
         left = checkpoint.open(out)
         assert sparsity(left.params) == pytest.approx(0.8, abs=1e-3)
@@ -144,8 +148,8 @@ def test_what_is_pruned_stays_as_it_was_inside_where_that_is_asked_for(road: Pat
 
 def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
     files = Files(road / "train.tsv", road / "dev.tsv")
-    quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, False, QUIET)
-    prune.run(tmp_path / "int8", tmp_path / "pruned", PRUNED, files, AGAIN)
+    quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, AGAIN)
+    prune_weights.run(tmp_path / "int8", tmp_path / "pruned", PRUNED, files, AGAIN)
     params = checkpoint.open(tmp_path / "pruned").params
     assert isinstance(params["layers"][0]["feedforward"]["down"]["kernel"], Int8), "int8 in, int8 out"
     assert sparsity(params) >= 0.5
@@ -187,7 +191,7 @@ def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
         prune=recipe.Pruning("structure", speedup=1.4, sample=64, **at_end),
         train=dataclasses.replace(PRUNED.train, steps=0, epochs=epochs),
     )
-    made = shrink.run(road / "classifier", tmp_path / "fast", asked, files, AGAIN)
+    made = prune_structure.run(road / "classifier", tmp_path / "fast", asked, files, AGAIN)
     before, after = (checkpoint.open(path).config for path in (road / "classifier", tmp_path / "fast"))
     parts = [sum(layer.heads * 1000 + layer.feedforward * 20 for layer in config.layers) for config in (before, after)]
     assert parts[0] / parts[1] >= 1.4
@@ -197,7 +201,7 @@ def test_structure_is_removed_and_int8_and_predict_take_what_is_left(
     assert (made["step"] > 0) == (epochs > 0)
     assert after.width == (28 if epochs else before.width)
     assert not present(checkpoint.open(tmp_path / "fast").params), "float, whatever it was timed as"
-    quantize.run(tmp_path / "fast", tmp_path / "int8", recipe.Quantize(), road / "dev.tsv", AUTO, False, QUIET)
+    quantize.run(tmp_path / "fast", tmp_path / "int8", recipe.Quantize(), road / "dev.tsv", AUTO, AGAIN)
     assert result(tmp_path / "int8")["metrics"]["accuracy"] > 0.9
 
 
@@ -205,7 +209,9 @@ def test_a_speed_that_nothing_reaches_is_said_so(road: Path, tmp_path: Path, mon
     priced(monkeypatch)
     asked = dataclasses.replace(PRUNED, prune=recipe.Pruning(what="structure", speedup=50.0, sample=32))
     with pytest.raises(LspError, match=r"times as fast on this machine, not 50") as refused:
-        shrink.run(road / "classifier", tmp_path / "fast", asked, Files(road / "train.tsv", road / "dev.tsv"), AGAIN)
+        prune_structure.run(
+            road / "classifier", tmp_path / "fast", asked, Files(road / "train.tsv", road / "dev.tsv"), AGAIN
+        )
     assert refused.value.code == 1
 
 
@@ -213,7 +219,7 @@ def test_a_speed_that_nothing_reaches_is_said_so(road: Path, tmp_path: Path, mon
 def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, pieces: int) -> None:
     files = Files(road / "train.tsv", road / "dev.tsv")
     asked = dataclasses.replace(PRUNED, prune=recipe.Pruning(what="vocabulary", pieces=pieces))
-    made = vocabulary.run(road / "classifier", tmp_path / "few", asked, files, AGAIN)
+    made = prune_vocabulary.run(road / "classifier", tmp_path / "few", asked, files, AGAIN)
     before, after = (checkpoint.open(path) for path in (road / "classifier", tmp_path / "few"))
     assert after.tokenizer.size == after.config.vocab_size == len(after.params["embeddings"]["tokens"]["table"])
     assert made["metrics"]["accuracy"] > 0.9
@@ -271,6 +277,33 @@ def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
     assert [one.run for one in found] == [str(each) for each in asked if each != (2, True)]
 
 
+def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that missed its goal and is asked again for less may settle on the other kind."""
+    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
+    trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN, STAGES)
+    monkeypatch.setattr(trial, "_made", lambda start, name, *rest: tmp_path / name)
+    names = []
+    for trial.int8 in ("static", "dynamic", "none"):
+        names += [run.name for run in trial._pruned(base.path, Shape(2, 1.5), trained=False)]
+    assert names == ["2-layers-1.5x-for-static", "2-layers-1.5x-for-dynamic", "2-layers-1.5x"]
+
+
+def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> None:
+    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
+    trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN._replace(budget=3600.0), STAGES)
+    assert not trial.over() and "more --budget" not in trial.hint() and "chain.int8=none" in trial.hint()
+    assert trial.over(3700.0) and "more --budget" in trial.hint()
+
+
+def test_a_search_does_not_begin_with_int8(road: Path, tmp_path: Path) -> None:
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    with pytest.raises(LspError, match="is quantised already") as refused:
+        search.run(road / "int8", tmp_path / "out", recipe.Search(), files, Goal(1.0), AGAIN, STAGES)
+    assert "chain.int8=none" in refused.value.hint and not (tmp_path / "out" / "candidates").exists()
+
+
 @pytest.mark.slow
 def test_what_is_far_away_is_reached_in_two_steps(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is trained to answer as the whole model does, and a recipe that says both ends with the same bits."""
@@ -285,7 +318,7 @@ def test_what_is_far_away_is_reached_in_two_steps(road: Path, tmp_path: Path, mo
     made = search._Trial(base, tmp_path / "one", asked, files, AGAIN, STAGES).tried(Shape(2, 2.2), trained=True)
     half, last = (checkpoint.open(tmp_path / "one" / f"2-layers-{n}-trained") for n in ("half-way", "2.2x"))
     assert made.run == str(last.path) and made.shape.through == search._spelt(half) != search._spelt(last)
-    assert last.manifest["parents"] == [half.manifest["self"]]
+    assert last.manifest["parents"] == [half.manifest["self"], base.manifest["self"]], "and what it learnt from"
     assert half.manifest["parents"] == [base.manifest["self"]]
     assert sum(p.size for p in jax.tree.leaves(last.params)) < sum(p.size for p in jax.tree.leaves(half.params))
     (tmp_path / "chain.toml").write_text(search._chain(asked, made, last))

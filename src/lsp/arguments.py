@@ -78,7 +78,10 @@ CalibratedOpt = Annotated[
 MethodOpt = Annotated[
     str,
     typer.Option(
-        "--method", metavar="NAME", help="dynamic (if left out), static, weights or trained.", show_default=False
+        "--method",
+        metavar="NAME",
+        help="dynamic (if left out), static, weights (weight-only) or trained (QAT).",
+        show_default=False,
     ),
 ]
 KeptOpt = Annotated[
@@ -149,6 +152,14 @@ def need(*paths: Path | str | None, code: Exit = Exit.ARTIFACT) -> None:
             hint="Check the path." if parent.is_dir() else f"There is no folder {parent} either: check the path.",
             code=code,
         )
+
+
+def need_tables(train: Path | None, dev: Path | None) -> None:
+    """Raises LspError where a file of examples is missing (3), or is a stream (2), which could be read only once."""
+    for option, path in (("--train", train), ("--dev", dev)):
+        if path is not None and (str(path) == "-" or path.is_fifo()):
+            raise LspError(f"{option} {path}: a stream can be read once only.", hint="Save it to a file first.")
+    need(train, dev, code=Exit.DATA)
 
 
 def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int, int] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lsp.manifest import read_bounded, write_atomically
 
-LARGEST = 4 << 30  # bytes that are read as an entry
+LARGEST = 4 << 30  # bytes that are read as an entry, and that all entries of a kind may have
 
 
 def folder(name: str) -> Path:
@@ -25,11 +25,18 @@ def load(name: str, key: str) -> bytes | None:
     check, body = content[:32], content[32:]
     if hashlib.sha256(body).digest() != check:
         raise ValueError(f"{path} is damaged")
+    with suppress(OSError):
+        os.utime(path)
     return body
 
 
 def save(name: str, key: str, body: bytes) -> None:
-    """Keeps an entry, where the disk takes it."""
+    """Keeps an entry, where the disk takes it; those go that were not used for longest, where all are too large."""
     with suppress(OSError):
         folder(name).mkdir(parents=True, exist_ok=True)
         write_atomically(folder(name) / key, hashlib.sha256(body).digest() + body)
+        entries = sorted(folder(name).iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        sizes = [path.stat().st_size for path in entries]
+        for number, path in enumerate(entries[:-1]):
+            if sum(sizes[number:]) > LARGEST:
+                path.unlink()

@@ -1,6 +1,7 @@
 """The processor that this runs on, as Linux describes it. Standard library only."""
 
 import functools
+import os
 import platform
 import zlib
 
@@ -21,6 +22,11 @@ def name() -> str:
 def kind() -> str:
     """A name: programs that are compiled for one do not run on another, and a home may be shared by both."""
     return platform.machine() + (f"-{zlib.crc32(features().encode()):08x}" if features() else "")
+
+
+def count() -> int:
+    """How many of them this process may use; XLA's CPU takes a thread for each."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def multiplies_int8() -> bool | None:

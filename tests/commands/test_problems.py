@@ -223,7 +223,7 @@ def test_a_run_knows_its_columns_and_so_does_what_is_made_of_it(tables: Path) ->
     files = Files(tables / "bodies.tsv", tables / "bodies.tsv", (("body",), "label"))
     plan = recipe.Finetune(model=MODEL, head=recipe.NewHead("cls", 0.0), train=dataclasses.replace(TRAIN, steps=2))
     finetune.run("scratch", tables / "bodies", plan, files, tables / "words", OPTIONS)
-    quantize.run(tables / "bodies", tables / "bodies8", recipe.Quantize(), tables / "bodies.tsv", AUTO, False, QUIET)
+    quantize.run(tables / "bodies", tables / "bodies8", recipe.Quantize(), tables / "bodies.tsv", AUTO, OPTIONS)
     export.run(tables / "bodies8", tables / "bodies-hlo", "stablehlo", False, QUIET)
     for name in ("bodies", "bodies8", "bodies-hlo"):
         assert predicted(tables / name, tables / "bodies.tsv")[0]["text"] == "rain", name

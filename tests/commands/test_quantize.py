@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lsp import Exit, checkpoint, cli, recipe
-from lsp.commands import finetune, predict, prune
+from lsp.commands import finetune, predict, prune_weights
 from lsp.compress.prune import sparsity
 from lsp.console import Progress
 from lsp.data.tokenizer import train
@@ -99,7 +99,7 @@ def test_what_is_weight_only_can_be_pruned_and_zeros_outlive_training_in_int8(ru
     assert cli.main(["compress", "quantize", *words]) == Exit.DONE
     files = Files(run.with_name("train.tsv"), run.with_name("dev.tsv"))
     plan = recipe.Prune(train=recipe.Train(steps=10, batch_size=16, learning_rate=1e-3))
-    made = prune.run(tmp_path / "small", tmp_path / "pruned", plan, files, Options(QUIET))
+    made = prune_weights.run(tmp_path / "small", tmp_path / "pruned", plan, files, Options(QUIET))
     assert made["after"]["sparsity"] == pytest.approx(0.5, abs=1e-3) and not leaves(tmp_path / "pruned")
     words = ["--from", str(tmp_path / "pruned"), "--out", str(tmp_path / "learnt"), *METHODS["trained"], "-q"]
     files = ["--train", str(run.with_name("train.tsv")), "--dev", str(run.with_name("dev.tsv"))]

@@ -11,7 +11,8 @@ def test_a_goal_is_met_or_missed_by_so_much() -> None:
     goal = Goal(1.0, 4.0, 20e6)
     assert goal.missed(tried(1.0, 4.0, 20_000_000)) == 0
     assert goal.missed(tried(-0.5, 9.0, 1)) == 0
-    assert abs(goal.missed(tried(3.0, 2.0, 30_000_000)) - (0.2 + 1.0 + 0.5)) < 1e-9
+    assert abs(goal.missed(tried(3.0, 2.0, 30_000_000)) - (0.2 + 0.94 + 0.5)) < 1e-9
+    assert goal.missed(tried(0.9, 3.9, 9)) == 0 < goal.missed(tried(0.9, 3.8, 9)), "a clock can't tell 3.9 from 4"
     assert Goal(1.0).missed(tried(0.9, 0.1, 10**12)) == 0
 
 
@@ -34,6 +35,8 @@ def test_structure_makes_up_for_what_int8_leaves() -> None:
     assert needed(Goal(1.0, 4.0), plain)[0] == 2.1
     assert needed(Goal(1.0, 0.0, 10), plain)[0] == 2.1
     assert needed(Goal(1.0, 1.5, 30), plain) == []
+    assert needed(Goal(1.0, 4.0, 15), plain)[-1] == 3.0, "fast enough, and small enough"
+    assert needed(Goal(1.0, 2.1, 10), plain)[-1] == 6.0, "structure leaves word tables as large as they were"
     assert needed(Goal(1.0), plain) == [1.5, 2.0, 3.0, 4.5, 7.0]
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lsp import Exit, LspError
 from lsp.compress import depth, importance, latency, structure
 from lsp.compress.importance import EXIT, Block
 from lsp.compress.latency import Option, allot
@@ -266,18 +267,21 @@ def test_the_first_layer_of_modern_stays(draw: Draw, examples: Examples) -> None
     assert kept == [0]
 
 
-def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(draw: Draw, monkeypatch: Any) -> None:
-    """A layer with one head is far faster than the table of single blocks says; what is chosen is hardly too fast."""
+def slow(config: ModelConfig) -> float:
+    """The seconds of a model, made up: a layer with one head is far faster than one with two is by half."""
+    shapes = [(layer.heads, layer.feedforward) for layer in config.layers]
+    return float(sum(20 + (50 if heads == 1 else 150 * heads) + units / 2 for heads, units in shapes))
+
+
+@pytest.fixture
+def narrower(draw: Draw, monkeypatch: Any) -> Callable[[float], float]:
+    """The speed of the structure that is chosen for a speed, by `slow` and a table of single blocks that is wrong."""
     config = ModelConfig("bert", 300, 16, (Layer(8, 2, 64),) * 6, max_length=32).classifier(CLASSES, "cls", 0.0)
-    random, asked = np.random.default_rng(0), 2.8
+    random = np.random.default_rng(0)
     orders = {
         block: (np.arange(size), np.concatenate([[0], np.cumsum(np.sort(random.random(size)) * (1 + block[0]))]))
         for block, size in importance.sizes(config).items()
     }
-
-    def seconds(config: ModelConfig) -> float:
-        shapes = [(layer.heads, layer.feedforward) for layer in config.layers]
-        return float(sum(20 + (50 if heads == 1 else 150 * heads) + units / 2 for heads, units in shapes))
 
     def saved(config: ModelConfig, *_: Any) -> dict[Block, dict[int, float]]:
         price = {"attention": 100.0, "feedforward": 0.5}
@@ -287,8 +291,25 @@ def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(draw: Draw, 
         }
 
     monkeypatch.setattr(latency, "saved", saved)
-    monkeypatch.setattr(latency, "seconds", lambda models, batch: dict.fromkeys(models, seconds(config)))
-    monkeypatch.setattr(structure.Wish, "faster", lambda wish, one, two: seconds(one[0]) / seconds(two[0]))
-    wish, model = structure.Wish(asked, 0, 0, "", {}, dict), (config, draw(config, 0))
-    _, found = structure._narrower(model, model, orders, wish, Progress(quiet=True))
-    assert asked <= found <= asked * structure.NEAR
+    monkeypatch.setattr(latency, "seconds", lambda models, batch: dict.fromkeys(models, slow(config)))
+    monkeypatch.setattr(structure.Wish, "faster", lambda wish, small: slow(wish.whole[0]) / slow(small[0]))
+    model = (config, draw(config, 0))
+
+    def found(asked: float) -> float:
+        wish = structure.Wish(model, asked, 0, 0, "", {}, dict)
+        return structure._narrower(model, orders, wish, Progress(quiet=True))[1]
+
+    return found
+
+
+def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(narrower: Callable[[float], float]) -> None:
+    """A layer with one head is far faster than the table of single blocks says; what is chosen is hardly too fast."""
+    assert 2.8 <= narrower(2.8) <= 2.8 * structure.NEAR
+
+
+def test_what_a_clock_can_hardly_tell_from_the_wish_is_taken(narrower: Callable[[float], float]) -> None:
+    most = (20 + 150 * 8 + 64 / 2) / (20 + 50 + 16 / 2)  # one head and sixteen units in each layer
+    assert narrower(most * 1.02) == pytest.approx(most)
+    with pytest.raises(LspError, match=f"{most:.2f} times as fast on this machine, not") as refused:
+        narrower(most * 1.05)
+    assert refused.value.code == Exit.NO

@@ -1,5 +1,7 @@
 """What a teacher said is kept, and believed only if it is whole and of the same teacher and texts."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,3 +82,14 @@ def test_a_truncated_entry_is_made_again(said: Any, size: int) -> None:
     (entry,) = cache.folder("teacher").iterdir()
     entry.write_bytes(entry.read_bytes()[:size])
     assert np.array_equal(ask(base, examples), wanted) and Asked.times == 2
+
+
+def test_entries_that_were_not_used_for_longest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(cache, "LARGEST", 3 * (32 + 40) - 1)  # two entries, each with its hash, and hardly a third
+    for age, key in ((9, "a"), (8, "b")):
+        cache.save("teacher", key, bytes(40))
+        os.utime(cache.folder("teacher") / key, (1e9 - age, 1e9 - age))
+    assert cache.load("teacher", "a") == bytes(40), "used since"
+    cache.save("teacher", "c", bytes(40))
+    assert [cache.load("teacher", key) is not None for key in "abc"] == [True, False, True]

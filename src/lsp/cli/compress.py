@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lsp import Exit, LspError, console, recipe
+from lsp import Exit, LspError, recipe
 from lsp.arguments import (
     BudgetOpt,
     CalibratedOpt,
@@ -26,6 +26,7 @@ from lsp.arguments import (
     TrainOpt,
     apart,
     need,
+    need_tables,
     parse_size,
 )
 from lsp.cli.app import compress, report, training
@@ -44,6 +45,8 @@ def quantize(
     most: KeptOpt = None,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
+    budget: BudgetOpt = "",
+    tracker: TrackerOpt,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -66,14 +69,17 @@ def quantize(
     if most is not None:
         plan = recipe.load(recipe.Quantize, None, [f"quantize.max_drop={most}"], plan, "--max-drop")
     plan.quantize.check()
+    if plan.quantize.method != "trained" and (budget or tracker):
+        raise LspError("--budget and --tracker are for training.", hint="Add --method trained, or leave them out.")
     need_examples(plan.quantize, train, dev)
     columns = (tuple(text_column), label_column)
-    need(dev, train, code=Exit.DATA)
+    need_tables(train, dev)
     need(begin)
     apart(out, begin)
+    options = training(quiet, overwrite, budget, tracker)
     from lsp.commands import quantize as verb
 
-    made = verb.run(begin, out, plan, dev, columns, overwrite, console.Progress(quiet), train)
+    made = verb.run(begin, out, plan, dev, columns, options, train)
     report(made, as_json)
     return Exit.DONE if all(gate["passed"] for gate in made["gates"]) else Exit.NO
 
@@ -124,16 +130,16 @@ def prune(
     plan = recipe.load(recipe.Prune, recipe_file, changes)
     plan.check(changes)
     columns = (tuple(text_column), label_column)
-    need(train, dev, code=Exit.DATA)
+    need_tables(train, dev)
     need(begin)
     apart(out, begin)
     options = training(quiet, overwrite, budget, tracker)
-    from lsp.commands import prune as weights
-    from lsp.commands import shrink as structure
-    from lsp.commands import vocabulary
+    from lsp.commands import prune_structure, prune_vocabulary, prune_weights
     from lsp.train.labelled import Files
 
-    verb: Any = {"weights": weights, "structure": structure, "vocabulary": vocabulary}[plan.prune.what]
+    verb: Any = {"weights": prune_weights, "structure": prune_structure, "vocabulary": prune_vocabulary}[
+        plan.prune.what
+    ]
     return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 
@@ -168,7 +174,7 @@ def distill(
     plan = recipe.load(recipe.Distill, recipe_file, changes)
     plan.check()
     columns = (tuple(text_column), label_column)
-    need(train, dev, code=Exit.DATA)
+    need_tables(train, dev)
     need(begin, augmenter)
     apart(out, begin)
     apart(out, augmenter, "--augmenter")
@@ -215,16 +221,16 @@ def search(
     plan = recipe.load(recipe.Search, recipe_file, changes)
     plan.check()
     size = parse_size(max_size)
-    need(train, dev, code=Exit.DATA)
+    need_tables(train, dev)
     need(begin)
     apart(out, begin)
     options = training(quiet, overwrite, budget, [])
+    from lsp.commands import prune_structure, prune_vocabulary
     from lsp.commands import quantize as int8
     from lsp.commands import search as verb
-    from lsp.commands import shrink, vocabulary
     from lsp.compress.search import Goal
     from lsp.train.labelled import Files
 
     files, goal = Files(train, dev, (tuple(text_column), label_column)), Goal(max_drop, min_speedup, size)
-    stages = verb.Stages(vocabulary.run, shrink.run, int8.run)
+    stages = verb.Stages(prune_vocabulary.run, prune_structure.run, int8.run)
     return report(verb.run(begin, out, plan, files, goal, options, stages), as_json)

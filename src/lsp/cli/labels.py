@@ -35,6 +35,7 @@ from lsp.arguments import (
     TrackerOpt,
     apart,
     need,
+    need_tables,
 )
 from lsp.cli.app import app, report, training
 from lsp.data import glue
@@ -79,7 +80,8 @@ def finetune(
     --task glue trains every task whose folder is in --data.
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
-    need(train, dev, data, old, old_dev, code=Exit.DATA)
+    need_tables(train, dev)
+    need(data, old, old_dev, code=Exit.DATA)
     if (old or old_dev) and not plan.adapt.grow:
         raise LspError("--old and --old-dev are for a classifier that grows.", hint="Add --set adapt.grow=true.")
     several = partial(trials.expand, seeds=seeds, sweeps=sweeps)
@@ -140,9 +142,6 @@ def labelled_files(
     missing = [option for option, path in (("--train", train), ("--dev", dev)) if path is None]
     if train is None or dev is None:
         raise LspError(f"Missing option {' and '.join(missing)}.", hint="Or give --task NAME --data DIR.")
-    for option, path in (("--train", train), ("--dev", dev)):
-        if str(path) == "-" or path.is_fifo():
-            raise LspError(f"{option} {path}: a stream can be read once only.", hint="Save it to a file first.")
     return train, dev, columns, None
 
 
@@ -186,9 +185,10 @@ def evaluate(
     """\b
     lsp evaluate --from runs/sst2 --data dev.tsv --min accuracy=0.9
 
-    Measure a classifier on labelled examples: metrics with 95 % intervals, each
-    class, what is taken for what. With --task NAME, --data may be the folder of a
-    GLUE task. Exits 1 when a --min is missed.
+    Measure a classifier, a run or what lsp export made for ONNX or StableHLO, on
+    labelled examples: metrics with 95 % intervals, each class, what is taken for
+    what. With --task NAME, --data may be the folder of a GLUE task. Exits 1 when
+    a --min is missed.
     """
     if bad := next((gate for gate in gates if not GATE.fullmatch(gate)), None):
         raise LspError(f"--min {bad} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")

@@ -95,13 +95,12 @@ def _measured(
 
 
 def _machine() -> dict[str, Any]:
-    """Where this is measured. XLA's CPU takes a thread for each processor that this process may use."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Where this is measured."""
     device = jax.devices()[0]
     return {
         "device": f"{device.platform} ({device.device_kind})",
         "processor": processor.name(),
-        "threads": threads,
+        "threads": processor.count(),
         "load_averages": os.getloadavg(),  # of 1, 5 and 15 minutes, before anything is measured
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lsp import directory
 from lsp import recipe as recipes
-from lsp.commands import distill, finetune, pretrain, prune, quantize
+from lsp.commands import distill, finetune, pretrain, prune_weights, quantize
 from lsp.data import baselines, docstrings
 from lsp.train import labelled
 from lsp.train.options import Options
@@ -79,9 +79,9 @@ def stages(out: Path, overwrite: bool, progress: Any) -> dict[str, dict[str, Any
     progress.say("3/5 compress distill: a student with half the layers")
     made["student"] = distill.run(classifier, student, STUDENT, files, options)
     progress.say("4/5 compress prune: half of its weights set to zero")
-    made["pruned"] = prune.run(student, pruned, PRUNED, files, options)
+    made["pruned"] = prune_weights.run(student, pruned, PRUNED, files, options)
     progress.say("5/5 compress quantize: int8 weights and activations")
-    made["int8"] = quantize.run(pruned, int8, INT8, dev, files.columns, overwrite, progress)
+    made["int8"] = quantize.run(pruned, int8, INT8, dev, files.columns, options)
     return made
 
 

@@ -81,8 +81,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("cores", "ok", f"{cores}")
+    yield Finding("cores", "ok", f"{processor.count()}")
     memory = available_memory()
     if memory is not None:
         state, fix = ("ok", "") if memory >= 2e9 else ("warn", "Close other programs, or lower train.batch_size.")
@@ -133,7 +132,12 @@ def _int8() -> Iterator[Finding]:
     elif jax.default_backend() != "cpu":
         yield Finding("int8", "ok", "right; lsp bench tells whether it is faster here than bfloat16")
     elif not processor.multiplies_int8():
-        yield Finding("int8", "warn", "right, but this CPU has no VNNI", "int8 models are smaller, hardly faster.")
+        yield Finding(
+            "int8",
+            "warn",
+            "right, but this CPU has no VNNI",
+            "int8 models are smaller, hardly faster; exported as ONNX they are faster too.",
+        )
     else:
         yield Finding("int8", "ok", "right, and this CPU multiplies int8 (VNNI)")
 

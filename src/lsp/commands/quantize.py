@@ -15,11 +15,12 @@ from lsp.compress.teacher import answers
 from lsp.data import text
 from lsp.data.examples import Examples
 from lsp.model.weightonly import any_quantized, dequantize, is_quantized
-from lsp.train import labelled
+from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.compare import FIRST
 from lsp.train.evaluate import Classifier
 from lsp.train.loop import fit
+from lsp.train.options import Options
 
 FEW = 128  # examples on which parts are compared: the model answers them once for each part
 SHOWN = 5  # parts that cost most
@@ -39,18 +40,19 @@ def run(
     recipe: recipes.Quantize,
     dev: Path | None,
     columns: labelled.Columns,
-    overwrite: bool,
-    progress: Any,
+    options: Options,
     train: Path | None = None,
 ) -> dict[str, Any]:
     """Writes the quantised model to `out`; `train` is the file to calibrate or to train with, where the recipe asks for
-    one. With `dev` measures both models, and what each part of the model costs."""
+    one; `options.budget` and `options.track` are for training. With `dev` measures both models, and what each part of
+    the model costs."""
     files = {"dev": dev} if train is None else {"dev": dev, "train": train}
     inputs = {"from": directory.identity(directory.read(start))}
     inputs |= {name: text.digest([str(path)]) if path else "" for name, path in files.items()}
     inputs |= labelled.spelt(columns)
+    dumped, progress = recipes.dump(recipe), options.progress
     with directory.claim(
-        out, command="compress quantize", recipe=recipes.dump(recipe), inputs=inputs, overwrite=overwrite
+        out, command="compress quantize", recipe=dumped, inputs=inputs, overwrite=options.overwrite
     ) as held:
         if held.complete:
             return held.result()
@@ -59,7 +61,7 @@ def run(
             raise LspError(f"{start} is quantised already.", hint="Start from the float run that it was made of.")
         if recipe.quantize.method == "trained":
             assert dev is not None and train is not None
-            made = learnt(base, recipe, labelled.Files(train, dev, columns, base.labels), held.path, progress)
+            made = learnt(base, recipe, labelled.Files(train, dev, columns, base.labels), held.path, options)
         else:
             made = converted(base, recipe.quantize, train, columns, progress)
         params, kept = made.small, {}
@@ -115,19 +117,21 @@ def converted(
 
 
 def learnt(
-    base: checkpoint.Checkpoint, recipe: recipes.Quantize, files: labelled.Files, path: Path, progress: Any
+    base: checkpoint.Checkpoint, recipe: recipes.Quantize, files: labelled.Files, path: Path, options: Options
 ) -> Made:
     """With training: the model learns in int8 to answer as it did in float."""
+    clock, progress = Clock(options.budget), options.progress
     config = dataclasses.replace(base.config, dropout=recipe.head.dropout)
     how = labelled.Reading.of(base, recipe.data.sequence_length)
     sets = labelled.read_sets(files, how, progress)
     floats = dequantize(base.params)
     sets.train.wanted = answers(base, sets.train, progress)
     objective = trained.objective(config.problem, recipe.quantize.hard)
-    plan = labelled.plan(config, floats, objective, sets, recipe, Clock(0))
+    plan = labelled.plan(config, floats, objective, sets, recipe, clock)
     if pruned(base.manifest):
         plan = dataclasses.replace(plan, transform=keep_zeros())
-    fitted = fit(plan, path, progress)
+    with trackers.opened(options.track, path, progress) as followers:
+        fitted = fit(plan, path, progress, followers)
     return Made(quantize(fitted.params), fitted.params, fitted.summary())
 
 

@@ -15,6 +15,7 @@ from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.data.examples import Examples
 from lsp.deploy import apart
+from lsp.model.weightonly import any_quantized
 from lsp.train import labelled
 from lsp.train.compare import FIRST
 from lsp.train.evaluate import Classifier, Scores
@@ -33,7 +34,7 @@ class Stages(NamedTuple):
 
     vocabulary: Callable[[Path, Path, recipes.Prune, labelled.Files, Options], dict[str, Any]]
     structure: Callable[[Path, Path, recipes.Prune, labelled.Files, Options, Path | None], dict[str, Any]]
-    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, bool, Any, Path | None], dict[str, Any]]
+    quantize: Callable[[Path, Path, recipes.Quantize, Path, labelled.Columns, Options, Path | None], dict[str, Any]]
 
 
 def run(
@@ -49,6 +50,11 @@ def run(
         if held.complete:
             return _still(held, goal)
         base = checkpoint.open(start).expect("classes")
+        if recipe.chain.int8 != "none" and any_quantized(base.params):
+            raise LspError(
+                f"{start} is quantised already, and a search ends with that.",
+                hint="Start from the float run that it was made of, or add --set chain.int8=none.",
+            )
         files = files._replace(names=base.labels)
         trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
         tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal))
@@ -57,7 +63,7 @@ def run(
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
         _chart(out, every, options.progress)
         why = f"none of {len(tried)} models meets the goal; the closest is {taken.run}"
-        _refuse(taken, goal, why, "Ask for less or give more --budget; all that was tried is in candidates/.")
+        _refuse(taken, goal, why, trial.hint())
         model = checkpoint.open(Path(taken.run))
         directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
         first, last = trial.before(), trial.scored(model)
@@ -168,10 +174,20 @@ class _Trial:
         self.undecided = recipe.chain.int8 == "auto"
         self.int8: recipes.Int8Kind = "static" if recipe.chain.int8 == "auto" else recipe.chain.int8
         self.scores: Scores | None = None
+        self.late = False  # whether time was what ended it
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether the time is up, or will be in so many seconds."""
-        return time.monotonic() + seconds > self.ends
+        self.late = time.monotonic() + seconds > self.ends
+        return self.late
+
+    def hint(self) -> str:
+        """What may help where nothing meets the goal."""
+        there = "all that was tried is in candidates/."
+        if self.late:
+            return f"Ask for less or give more --budget; {there}"
+        more = "train longer (train.epochs), or set chain.vocabulary=false or chain.int8=none, which lose less"
+        return f"It ended before its time: ask for less, {more}; {there}"
 
     def before(self) -> Scores:
         """What all begin with, measured once."""
@@ -205,7 +221,7 @@ class _Trial:
             run = self._fewer_pieces(run)
         if shape is not None:
             *half, run = self._pruned(run, shape, trained)
-            name = run.name
+            name = run.name.removesuffix(f"-for-{self.int8}")
             shape = dataclasses.replace(shape, through=_spelt(checkpoint.open(half[0])) if half else "")
         if self.int8 != "none":
             run = self._quantized(run, name, self.int8)
@@ -220,16 +236,17 @@ class _Trial:
     def _pruned(self, start: Path, shape: Shape, trained: bool) -> list[Path]:
         """The run without what the shape does not have, and before it the one half-way there, where that is far."""
         chain, end = self.recipe.chain, "-trained" if trained else ""
+        # What is pruned for one kind of int8 is another run than what is for the other.
+        kind = "" if self.int8 == "none" else f"-for-{self.int8}"
         name = f"{shape.depth}-layers-{shape.speedup:g}x{end}"
         asked = recipes.Pruning("structure", depth=shape.depth, speedup=max(1.0, shape.speedup), int8=self.int8)
         if not trained or not (chain.through or shape.speedup > search.STEP):
             asked = dataclasses.replace(asked, shape=shape.spelt or chain.shape)
-            return [self._made(start, name, asked, trained)]
+            return [self._made(start, name + kind, asked, trained)]
         half = dataclasses.replace(asked, speedup=search.STEP, shape=chain.through)
-        first = self._made(start, f"{shape.depth}-layers-half-way{end}", half, trained)
-        left = shape.speedup / json.loads((first / "result.json").read_text())["after"]["speedup"]
-        rest = dataclasses.replace(asked, depth=0, speedup=max(1.0, left), shape=chain.shape)
-        return [first, self._made(first, name, rest, trained, start)]
+        first = self._made(start, f"{shape.depth}-layers-half-way{end}{kind}", half, trained)
+        rest = dataclasses.replace(asked, depth=0, shape=chain.shape)
+        return [first, self._made(first, name + kind, rest, trained, start)]
 
     def _made(self, start: Path, name: str, asked: recipes.Pruning, trained: bool, teacher: Path | None = None) -> Path:
         out, stage = self.place / name, self._stage(asked, trained)
@@ -243,10 +260,10 @@ class _Trial:
         return recipes.Prune(asked, ours.head, ours.data, train, ours.mesh)
 
     def _quantized(self, start: Path, name: str, kind: Literal["dynamic", "static"]) -> Path:
-        out, files, options = self.place / f"{name}-{kind}", self.files, self.options
+        out, files = self.place / f"{name}-{kind}", self.files
         stage = recipes.Quantize(recipes.Quantization(kind))
         train = files.train if stage.quantize.calibrates else None
-        self.stages.quantize(start, out, stage, files.dev, files.columns, options.overwrite, options.progress, train)
+        self.stages.quantize(start, out, stage, files.dev, files.columns, self.options, train)
         return out
 
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:

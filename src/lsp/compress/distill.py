@@ -15,6 +15,7 @@ from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model
 from lsp.model.weightonly import dequantize
 from lsp.recipe import Problem
+from lsp.train import answers
 from lsp.train.metrics import Mean
 from lsp.train.objectives import JUDGES, Batch, Loss, divergence
 
@@ -51,19 +52,12 @@ def answered(temperature: float, hard: float, problem: Problem = "single_label")
         weights_B, count = batch["weights"], batch["weights"].sum()
         labelled, metrics = JUDGES[problem](logits_BC, batch["labels"], weights_B * known_B)
         if problem != "regression":
-            alike_B = _same_guess(problem, logits_BC, teacher_BC).astype(weights_B.dtype)
+            alike_B = answers.alike(problem, logits_BC, teacher_BC).astype(weights_B.dtype)
             metrics["agreement"] = Mean((alike_B * weights_B).sum(), count)
         soft = ((1 - hard * known_B) * soft_B * weights_B).sum()
         return Mean(soft + hard * labelled.total, count), metrics
 
     return judge
-
-
-def _same_guess(problem: Problem, logits_BC: jax.Array, teacher_BC: jax.Array) -> jax.Array:
-    """bool [B]: the same class, or the same classes."""
-    if problem == "multi_label":
-        return ((logits_BC > 0) == (teacher_BC > 0)).all(-1)
-    return logits_BC.argmax(-1) == teacher_BC.argmax(-1)
 
 
 def student(

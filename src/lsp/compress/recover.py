@@ -147,6 +147,6 @@ class Stage(NamedTuple):
             step=made["step"],
             metrics=last.metrics,
             compression=[*self.base.manifest["compression"], {"stage": "prune"} | applied],
-            parents=[self.held.inputs["from"]],
+            parents=[self.held.inputs[name] for name in ("from", "teacher") if name in self.held.inputs],
             result=made | compared,
         )

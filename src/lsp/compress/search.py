@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lsp.compress import structure
 from lsp.recipe import Int8Kind
 
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
@@ -15,7 +16,6 @@ LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in
 
 UNHARMED = 0.5  # points that one scale for each matrix may cost more than one for each token, which is slower
 STEP = 1.75  # times as fast at once, where what stays is trained; a structure that is to be faster is reached in two
-NOISE = 0.03  # of the same model's speed, measured again
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Goal:
     size: float = 0.0
 
     def missed(self, tried: "Tried") -> float:
-        """By how much a model misses the goal: 0 where it does not. A point too many counts as much as being a tenth
-        too slow or too large."""
+        """By how much a model misses the goal: 0 where it does not, or is slower by no more than a clock can tell. A
+        point too many counts as much as being a tenth too slow or too large."""
         points = max(0.0, tried.drop - self.drop) / 10
-        slow = max(0.0, self.speedup / tried.speedup - 1) if self.speedup else 0.0
+        slow = max(0.0, (1 - structure.NOISE) * self.speedup / tried.speedup - 1) if self.speedup else 0.0
         large = max(0.0, tried.bytes / self.size - 1) if self.size else 0.0
         return points + slow + large
 
@@ -81,13 +81,14 @@ def needed(goal: Goal, plain: Tried) -> list[float]:
     least = max(fast, small)
     if not goal.speedup and not goal.size:
         return list(LADDER)
-    return [round(least * more, 2) for more in (1.05, 1.25, 1.5)] if least > 1 else []
+    steps = (1.05, 1.25, 1.5) if fast >= small else (1.05, 1.25, 1.5, 2.0, 3.0)  # word tables don't shrink by structure
+    return [round(least * more, 2) for more in steps] if least > 1 else []
 
 
 def promising(free: Sequence[Tried], goal: Goal) -> list[Tried]:
     """Of models without training those that it may bring to the goal, the most accurate first: it makes them neither
     faster, but for the noise of a clock, nor smaller."""
-    able = [one for one in free if one.speedup >= (1 - NOISE) * goal.speedup]
+    able = [one for one in free if one.speedup >= (1 - structure.NOISE) * goal.speedup]
     if goal.size:
         able = [one for one in able if one.bytes <= goal.size]
     return sorted(able, key=lambda one: one.drop)

@@ -157,7 +157,7 @@ class Pruning:
     begin: float = key(0.0, "share of the steps after which pruning starts (`weights`)")
     end: float = key(0.6, "share of the steps after which the full sparsity is reached; the rest is recovery (`weights`)")
     every: int = key(20, "steps between two updates of the masks (`weights`)")
-    speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured (`structure`)")
+    speedup: float = key(2.0, "how many times as fast the model is to be on this machine, measured when it is chosen, to within 3 %; the result has it measured again (`structure`)")
     int8: Int8Kind = key("none", "`speedup` is what such an int8 model gains from it, as which it will be used, with a scale for each token (`dynamic`) or each matrix (`static`); it stays float (`structure`)")
     depth: int = key(0, "layers to keep, those without which answers would change most; 0 means all (`structure`)")
     channels: int = key(0, "channels of the hidden width to keep, everywhere the same; 0 means all (`structure`)")
@@ -190,7 +190,7 @@ Calibration = Literal["minmax", "percentile", "mse", "kl"]
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    method: Literal["dynamic", "static", "weights", "trained"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`), or one for each matrix that the `--train` file tells (`static`); weights alone (`weights`: smaller, not faster); or as `dynamic`, after training in int8 on the `--train` file (`trained`)")
+    method: Literal["dynamic", "static", "weights", "trained"] = key("dynamic", "what is quantised: weights and activations, with a scale for each token (`dynamic`), or one for each matrix that the `--train` file tells (`static`); weights alone (`weights`, weight-only: smaller, not faster); or as `dynamic`, after training in int8 on the `--train` file (`trained`: quantisation-aware training)")
     calibration: Calibration = key("percentile", "the largest activation that `static` keeps: all are kept (`minmax`), all but one in ten thousand (`percentile`), or what makes the squared error (`mse`) or the KL divergence (`kl`) least")
     bits: int = key(8, "bits of a weight; 4 with `weights` only")
     group: int = key(0, "weights of a column that share a scale, with `weights`: 64 say, for 4 bits; 0 means all")
@@ -233,7 +233,7 @@ class Quantization:
 @dataclasses.dataclass(frozen=True)
 class Distillation:
     temperature: float = key(2.0, "softens teacher and student before they are compared")
-    hard: float = key(0.0, "weight of the labels, 0 to 1; the teacher has the rest")
+    hard: float = key(0.0, "weight of the labels, 0 to 1, often called alpha; the teacher has the rest")
     start: Literal["teacher", "random"] = key("teacher", "first weights of the student: evenly spaced teacher layers where the shapes allow, and the teacher's words in their main directions where it is narrower; or random")
     augment: int = key(0, "copies of each training text with other words in some places, for which the teacher answers too and labels count nothing: words that the `--augmenter` proposes, or hidden ones; an epoch is then so many times longer, plus one")
     hidden: float = key(0.0, "weight of being like the teacher inside: the states behind each layer, through a linear map that is dropped in the end, as the share of the teacher's square that is missed; 0 means answers alone")

@@ -9,6 +9,13 @@ from lsp.recipe import Problem
 from lsp.train.metrics import probabilities, sigmoid
 
 
+def alike(problem: Problem, one_NC: Any, other_NC: Any) -> Any:
+    """Which examples have the same label, or labels, by two models' logits, bool [N]; NumPy or JAX. Not of numbers."""
+    if problem == "multi_label":
+        return ((one_NC > 0) == (other_NC > 0)).all(-1)
+    return one_NC.argmax(-1) == other_NC.argmax(-1)
+
+
 def of(problem: Problem, names: Sequence[str], logits_NC: np.ndarray, top: int = 0) -> Iterator[dict[str, Any]]:
     """For each example `label`, and where there are classes the `probability` of it and the `probabilities` of all, or
     of the `top` most likely.

@@ -43,9 +43,7 @@ class Pair(NamedTuple):
         """Which examples have another label after than before, bool [N]. Numbers are no labels: none."""
         if self.problem == "regression":
             return np.zeros(len(self.labels), bool)
-        if self.problem == "multi_label":
-            return ((self.before_NC > 0) != (self.after_NC > 0)).any(1)
-        return self.before_NC.argmax(1) != self.after_NC.argmax(1)
+        return ~answers.alike(self.problem, self.before_NC, self.after_NC)
 
 
 def compared(pair: Pair, seed: int = 0) -> dict[str, Any]:
