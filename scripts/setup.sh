@@ -54,4 +54,4 @@ else
     exit 5
 fi
 printf '%s\n' "$wanted" ${extras:+"$extras"} > "$stamp"
-echo "setup: done; run .venv/bin/lsp" >&2
+echo "setup: done; run .venv/bin/lsp, or once in a shell: export PATH=\"\$PWD/.venv/bin:\$PATH\"" >&2
