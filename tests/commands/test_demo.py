@@ -38,7 +38,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     measured = {"metrics": {"accuracy": 0.75}, "examples_per_second": 100.0}
     for name in ("pretrain", "finetune"):
         stage(name)
-    for name in ("distill", "prune", "quantize"):
+    for name in ("distill", "prune_weights", "quantize"):
         stage(name, before=measured | {"examples_per_second": 50.0}, after=measured)
     return called
 
@@ -48,7 +48,7 @@ def test_the_table_has_both_baselines_and_every_stage(
 ) -> None:
     monkeypatch.setattr(docstrings, "harvest", lambda: HARVEST)
     result = demo.run(tmp_path / "demo", False, console.Progress(quiet=True))
-    assert calls == ["pretrain", "finetune", "distill", "prune", "quantize"]
+    assert calls == ["pretrain", "finetune", "distill", "prune_weights", "quantize"]
     table = [(row["stage"], row["accuracy"], row["examples_per_second"]) for row in result["stages"]]
     assert table == [
         ("majority class", 0.5, None),
