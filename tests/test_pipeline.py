@@ -293,8 +293,12 @@ def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
 def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> None:
     files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
     trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN._replace(budget=3600.0), STAGES)
-    assert not trial.over() and "more --budget" not in trial.hint() and "chain.int8=none" in trial.hint()
-    assert trial.over(3700.0) and "more --budget" in trial.hint()
+    wrong, slow = Tried("x", None, False, 3.0, 2.0, 9), Tried("x", None, False, 0.5, 1.0, 9)
+    assert not trial.over() and "--budget" not in trial.hint(wrong, Goal(1.0, 1.5))
+    assert "chain.int8=none" in trial.hint(wrong, Goal(1.0, 1.5)), "what loses less"
+    said = trial.hint(slow, Goal(1.0, 1.5))
+    assert said == "Ask for less or distil to a narrower model first; all that was tried is in candidates/."
+    assert trial.over(3700.0) and "more --budget" in trial.hint(slow, Goal(1.0, 1.5))
 
 
 def test_a_search_does_not_begin_with_int8(road: Path, tmp_path: Path) -> None:

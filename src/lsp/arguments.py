@@ -47,6 +47,10 @@ SweepOpt = Annotated[
 RecipeOpt = Annotated[
     Path | None, typer.Option("--recipe", metavar="FILE", help="TOML with settings; see docs/recipes.md.")
 ]
+ModelOpt = Annotated[
+    Path,
+    typer.Option("--from", metavar="RUN", help="A run, or an ONNX or StableHLO export of one.", show_default=False),
+]
 SetOpt = Annotated[
     list[str],
     typer.Option(
@@ -156,10 +160,10 @@ def need(*paths: Path | str | None, code: Exit = Exit.ARTIFACT) -> None:
 
 def need_tables(train: Path | None, dev: Path | None) -> None:
     """Raises LspError where a file of examples is missing (3), or is a stream (2), which could be read only once."""
+    need(train, dev, code=Exit.DATA)
     for option, path in (("--train", train), ("--dev", dev)):
         if path is not None and (str(path) == "-" or path.is_fifo()):
             raise LspError(f"{option} {path}: a stream can be read once only.", hint="Save it to a file first.")
-    need(train, dev, code=Exit.DATA)
 
 
 def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int, int] | None:

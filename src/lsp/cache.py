@@ -32,11 +32,14 @@ def load(name: str, key: str) -> bytes | None:
 
 def save(name: str, key: str, body: bytes) -> None:
     """Keeps an entry, where the disk takes it; those go that were not used for longest, where all are too large."""
+    if 32 + len(body) > LARGEST:
+        return
     with suppress(OSError):
         folder(name).mkdir(parents=True, exist_ok=True)
         write_atomically(folder(name) / key, hashlib.sha256(body).digest() + body)
         entries = sorted(folder(name).iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        sizes = [path.stat().st_size for path in entries]
-        for number, path in enumerate(entries[:-1]):
-            if sum(sizes[number:]) > LARGEST:
+        over = sum(path.stat().st_size for path in entries) - LARGEST
+        for path in entries:
+            if over > 0:
+                over -= path.stat().st_size
                 path.unlink()

@@ -14,6 +14,7 @@ from lsp import interrupt
 Clock = Callable[[], float]
 
 LEAST = 3  # rounds, whatever the limits are
+NOISE = 0.03  # of a model's speed: by so much it may differ when it is measured again
 
 
 class Limits(NamedTuple):

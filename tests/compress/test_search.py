@@ -28,6 +28,8 @@ def test_the_most_accurate_is_taken_where_speed_is_asked_for_and_else_the_fastes
     assert best([wrong, quick, slow], Goal(1.0, 4.0)) == slow
     assert best([wrong, quick, slow], Goal(1.0)) == quick
     assert best([wrong, quick, slow], Goal(0.1, 4.0)) == slow, "the closest, where none meets the goal"
+    nearly = tried(0.1, 3.95, 9)
+    assert best([nearly, slow], Goal(1.0, 4.0)) == slow, "what a clock calls fast enough comes after what is"
 
 
 def test_structure_makes_up_for_what_int8_leaves() -> None:
@@ -35,8 +37,9 @@ def test_structure_makes_up_for_what_int8_leaves() -> None:
     assert needed(Goal(1.0, 4.0), plain)[0] == 2.1
     assert needed(Goal(1.0, 0.0, 10), plain)[0] == 2.1
     assert needed(Goal(1.0, 1.5, 30), plain) == []
-    assert needed(Goal(1.0, 4.0, 15), plain)[-1] == 3.0, "fast enough, and small enough"
-    assert needed(Goal(1.0, 2.1, 10), plain)[-1] == 6.0, "structure leaves word tables as large as they were"
+    assert needed(Goal(1.0, 4.0, 20), plain) == [2.1, 2.5, 3.0], "small enough"
+    assert needed(Goal(1.0, 4.0, 15), plain)[-1] == 6.0, "structure leaves word tables as large as they were"
+    assert needed(Goal(1.0, 2.05, 20), plain) == [], "a clock can't tell 2 from 2.05"
     assert needed(Goal(1.0), plain) == [1.5, 2.0, 3.0, 4.5, 7.0]
 
 

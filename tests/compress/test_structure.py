@@ -3,6 +3,7 @@ closing gates, least squares by NumPy's."""
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -274,8 +275,9 @@ def slow(config: ModelConfig) -> float:
 
 
 @pytest.fixture
-def narrower(draw: Draw, monkeypatch: Any) -> Callable[[float], float]:
-    """The speed of the structure that is chosen for a speed, by `slow` and a table of single blocks that is wrong."""
+def narrower(draw: Draw, monkeypatch: Any) -> Callable[..., float]:
+    """The speed of the structure that is chosen for a speed, beside a model of so many times as many layers, by `slow`
+    and a table of single blocks that is wrong."""
     config = ModelConfig("bert", 300, 16, (Layer(8, 2, 64),) * 6, max_length=32).classifier(CLASSES, "cls", 0.0)
     random = np.random.default_rng(0)
     orders = {
@@ -291,23 +293,28 @@ def narrower(draw: Draw, monkeypatch: Any) -> Callable[[float], float]:
         }
 
     monkeypatch.setattr(latency, "saved", saved)
-    monkeypatch.setattr(latency, "seconds", lambda models, batch: dict.fromkeys(models, slow(config)))
-    monkeypatch.setattr(structure.Wish, "faster", lambda wish, small: slow(wish.whole[0]) / slow(small[0]))
+    monkeypatch.setattr(latency, "seconds", lambda models, _: {name: slow(one) for name, (one, _) in models.items()})
     model = (config, draw(config, 0))
 
-    def found(asked: float) -> float:
-        wish = structure.Wish(model, asked, 0, 0, "", {}, dict)
+    def found(asked: float, times: int = 1) -> float:
+        whole = replace(config, layers=config.layers * times), {}
+        wish = structure.Wish(whole, asked, 0, 0, "", {}, dict)
         return structure._narrower(model, orders, wish, Progress(quiet=True))[1]
 
     return found
 
 
-def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(narrower: Callable[[float], float]) -> None:
+def test_a_structure_is_as_fast_as_wished_where_speed_goes_in_leaps(narrower: Callable[..., float]) -> None:
     """A layer with one head is far faster than the table of single blocks says; what is chosen is hardly too fast."""
     assert 2.8 <= narrower(2.8) <= 2.8 * structure.NEAR
 
 
-def test_what_a_clock_can_hardly_tell_from_the_wish_is_taken(narrower: Callable[[float], float]) -> None:
+def test_a_structure_is_measured_beside_the_whole_model(narrower: Callable[..., float]) -> None:
+    """Which may be larger than the one it is made of: one that was pruned half-way."""
+    assert narrower(5.6, 2) == pytest.approx(2 * narrower(2.8))
+
+
+def test_what_a_clock_can_hardly_tell_from_the_wish_is_taken(narrower: Callable[..., float]) -> None:
     most = (20 + 150 * 8 + 64 / 2) / (20 + 50 + 16 / 2)  # one head and sixteen units in each layer
     assert narrower(most * 1.02) == pytest.approx(most)
     with pytest.raises(LspError, match=f"{most:.2f} times as fast on this machine, not") as refused:

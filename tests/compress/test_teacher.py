@@ -93,3 +93,5 @@ def test_entries_that_were_not_used_for_longest_make_room(tmp_path: Path, monkey
     assert cache.load("teacher", "a") == bytes(40), "used since"
     cache.save("teacher", "c", bytes(40))
     assert [cache.load("teacher", key) is not None for key in "abc"] == [True, False, True]
+    cache.save("teacher", "huge", bytes(3 * 72))
+    assert [cache.load("teacher", key) is not None for key in ("a", "c", "huge")] == [True, True, False]

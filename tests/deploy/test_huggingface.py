@@ -384,7 +384,8 @@ def test_a_card_names_commands_that_there_are_and_what_was_compressed() -> None:
     model = {"head": "classes", "preset": "bert"}
     manifest = {"model": model, "step": 2105, "labels": [], "metrics": {}, "self": "ab", "compression": applied}
     small = card(manifest | {"stage": "quantize"}, "small", "onnx")
+    assert "float32" not in small and "float32." in card(manifest | {"stage": "quantize"}, "small", floats=True)
     assert "Made by `lsp compress quantize`, and exported by lsp." in small
-    assert "Compressed: prune (speedup 2.01), then quantize (bits 8)." in small
+    assert "Compressed on the way: prune (speedup 2.01), then quantize (bits 8)." in small
     whole = card(manifest | {"stage": "finetune", "compression": []}, "whole")
     assert "Made by `lsp finetune` in 2,105 steps, and exported by lsp." in whole and "Compressed" not in whole

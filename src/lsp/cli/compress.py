@@ -196,7 +196,10 @@ def search(
         float, typer.Option("--max-drop", metavar="POINTS", min=0.0, help="Points of the metric that may be lost.")
     ] = 1.0,
     min_speedup: Annotated[
-        float, typer.Option("--min-speedup", metavar="N", min=0.0, help="Times as fast at least; 0: as fast as can be.")
+        float,
+        typer.Option(
+            "--min-speedup", metavar="N", min=0.0, help="Times as fast at least, to within 3 %; 0: as fast as can be."
+        ),
     ] = 0.0,
     max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Such as 20MB.")] = "",
     text_column: TextColumnOpt,

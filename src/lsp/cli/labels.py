@@ -19,6 +19,7 @@ from lsp.arguments import (
     FromOpt,
     JsonOpt,
     LabelColumnOpt,
+    ModelOpt,
     OldDevOpt,
     OldOpt,
     OutOpt,
@@ -148,7 +149,7 @@ def labelled_files(
 @app.command(short_help="Metrics on labelled examples, and a gate for CI.")
 def evaluate(
     *,
-    begin: FromOpt,
+    begin: ModelOpt,
     data: Annotated[
         Path, typer.Option("--data", metavar="FILE", help="Labelled .tsv, .csv or .jsonl.", show_default=False)
     ],
@@ -212,7 +213,7 @@ def evaluate(
 @app.command(short_help="Labels and probabilities, or guessed words, row by row.")
 def predict(
     *,
-    begin: Annotated[Path, typer.Option("--from", metavar="RUN", help="A run, or an ONNX or StableHLO export of one.")],
+    begin: ModelOpt,
     source: Annotated[str, typer.Argument(metavar="FILE", help="A table of texts; - is stdin.")] = "-",
     top: Annotated[
         int | None,

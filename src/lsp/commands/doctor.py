@@ -136,7 +136,7 @@ def _int8() -> Iterator[Finding]:
             "int8",
             "warn",
             "right, but this CPU has no VNNI",
-            "int8 models are smaller, hardly faster; exported as ONNX they are faster too.",
+            "int8 models are smaller, and hardly faster on many texts; exported as ONNX they are.",
         )
     else:
         yield Finding("int8", "ok", "right, and this CPU multiplies int8 (VNNI)")

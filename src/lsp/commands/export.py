@@ -9,7 +9,7 @@ from lsp import checkpoint, directory
 from lsp.compress.prune import pruned
 from lsp.deploy import huggingface, onnx, parity, stablehlo
 from lsp.deploy.card import card
-from lsp.model.weightonly import any_quantized
+from lsp.model.weightonly import any_quantized, any_weight_only
 
 README = "README.md"
 Made = tuple[list[str], dict[str, Any]]  # the names of the files, and what a comparison with the run found
@@ -35,7 +35,7 @@ def run(
         result |= {"compared": compared} if compared else {}
         directory.write_atomically(out / "result.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         manifest = {"stage": "export", "step": base.manifest["step"], "parents": [inputs["from"]]}
-        if compared and base.config.head == "classes":  # what `lsp predict` and `lsp bench` open
+        if compared and base.config.head == "classes":  # what `lsp predict`, `evaluate` and `bench` open
             manifest |= {
                 "exported": kind,
                 "labels": list(base.labels),
@@ -49,16 +49,17 @@ def run(
 
 
 def _to_huggingface(base: checkpoint.Checkpoint, out: Path, progress: Any) -> Made:
-    if any_quantized(base.params) or pruned(base.manifest):
+    if floats := any_quantized(base.params) or pruned(base.manifest):
         progress.warn("what was compressed is written as float32: that format holds nothing smaller")
     files = [*huggingface.write(base.model, out), README]
-    directory.write_atomically(out / README, card(base.manifest, base.path.name))
+    directory.write_atomically(out / README, card(base.manifest, base.path.name, floats=floats))
     return files, {}
 
 
 def _to_onnx(base: checkpoint.Checkpoint, out: Path, progress: Any, runtime: onnx.Runtime) -> Made:
     files = [*onnx.write(base.model, out, runtime), README]
-    directory.write_atomically(out / README, card(base.manifest, base.path.name, "onnx") + onnx.usage(base.config))
+    about = card(base.manifest, base.path.name, "onnx", floats=any_weight_only(base.params))
+    directory.write_atomically(out / README, about + onnx.usage(base.config))
     return files, {"runtime": runtime} | _compared(onnx.answerer, base.model, out, progress)
 
 

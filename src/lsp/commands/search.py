@@ -63,7 +63,7 @@ def run(
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
         _chart(out, every, options.progress)
         why = f"none of {len(tried)} models meets the goal; the closest is {taken.run}"
-        _refuse(taken, goal, why, trial.hint())
+        _refuse(taken, goal, why, trial.hint(taken, goal))
         model = checkpoint.open(Path(taken.run))
         directory.write_atomically(out / CHAIN, _chain(recipe, taken, model))
         first, last = trial.before(), trial.scored(model)
@@ -181,13 +181,20 @@ class _Trial:
         self.late = time.monotonic() + seconds > self.ends
         return self.late
 
-    def hint(self) -> str:
-        """What may help where nothing meets the goal."""
-        there = "all that was tried is in candidates/."
-        if self.late:
-            return f"Ask for less or give more --budget; {there}"
-        more = "train longer (train.epochs), or set chain.vocabulary=false or chain.int8=none, which lose less"
-        return f"It ended before its time: ask for less, {more}; {there}"
+    def hint(self, taken: Tried, goal: Goal) -> str:
+        """What may help where nothing meets the goal, and the model that misses it least is `taken`."""
+        chain = self.recipe.chain
+        ways = ["ask for less"]
+        if (self.late or self.over()) and not chain.depth:
+            ways.append("give more --budget")
+        if taken.drop > goal.drop:
+            ways.append("train longer (train.epochs)")
+            ways += ["keep all pieces (chain.vocabulary=false)"] if chain.vocabulary else []
+            ways += ["stay float (chain.int8=none)"] if chain.int8 != "none" else []
+        else:
+            ways.append("distil to a narrower model first")
+        said = ", ".join(ways[:-1]) + f" or {ways[-1]}"
+        return f"{said[0].upper()}{said[1:]}; all that was tried is in candidates/."
 
     def before(self) -> Scores:
         """What all begin with, measured once."""

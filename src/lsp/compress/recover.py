@@ -18,7 +18,7 @@ from lsp.compress.prune import keep_zeros, pruned
 from lsp.compress.quantize import nearest, quantize
 from lsp.model.config import ModelConfig
 from lsp.model.int8 import present
-from lsp.model.weightonly import WeightOnly, dequantize, is_quantized
+from lsp.model.weightonly import any_weight_only, dequantize, is_quantized
 from lsp.train import labelled, trackers
 from lsp.train.clock import Clock
 from lsp.train.evaluate import Classifier, Scores
@@ -29,7 +29,7 @@ from lsp.train.options import Options
 def _lost(params: Any) -> str:
     """What of a quantised model pruning does not keep."""
     leaves = [leaf for leaf in jax.tree.leaves(params, is_leaf=is_quantized) if is_quantized(leaf)]
-    if any(isinstance(leaf, WeightOnly) for leaf in leaves):
+    if any_weight_only(params):
         return "weights that alone were quantised become float32"
     calibrated = any(leaf.factor is not None or leaf.limit is not None for leaf in leaves)
     return "what this model was calibrated by is lost" if calibrated else ""

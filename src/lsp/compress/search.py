@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lsp.compress import structure
+from lsp import timing
 from lsp.recipe import Int8Kind
 
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
@@ -31,7 +31,7 @@ class Goal:
         """By how much a model misses the goal: 0 where it does not, or is slower by no more than a clock can tell. A
         point too many counts as much as being a tenth too slow or too large."""
         points = max(0.0, tried.drop - self.drop) / 10
-        slow = max(0.0, (1 - structure.NOISE) * self.speedup / tried.speedup - 1) if self.speedup else 0.0
+        slow = max(0.0, (1 - timing.NOISE) * self.speedup / tried.speedup - 1) if self.speedup else 0.0
         large = max(0.0, tried.bytes / self.size - 1) if self.size else 0.0
         return points + slow + large
 
@@ -75,20 +75,22 @@ def shapes(layers: int, speedup: float) -> list[Shape]:
 
 def needed(goal: Goal, plain: Tried) -> list[float]:
     """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8, in the
-    order to try. Size asks for as much as it is missed by."""
+    order to try. Size asks for as much as it is missed by and, since word tables stay as they are, for more."""
     fast = goal.speedup / plain.speedup if goal.speedup else 0.0
     small = plain.bytes / goal.size if goal.size else 0.0
     least = max(fast, small)
     if not goal.speedup and not goal.size:
         return list(LADDER)
-    steps = (1.05, 1.25, 1.5) if fast >= small else (1.05, 1.25, 1.5, 2.0, 3.0)  # word tables don't shrink by structure
-    return [round(least * more, 2) for more in steps] if least > 1 else []
+    if max((1 - timing.NOISE) * fast, small) <= 1:
+        return []
+    steps = (1.05, 1.25, 1.5, 2.0, 3.0) if small > 1 else (1.05, 1.25, 1.5)
+    return [round(least * more, 2) for more in steps]
 
 
 def promising(free: Sequence[Tried], goal: Goal) -> list[Tried]:
     """Of models without training those that it may bring to the goal, the most accurate first: it makes them neither
     faster, but for the noise of a clock, nor smaller."""
-    able = [one for one in free if one.speedup >= (1 - structure.NOISE) * goal.speedup]
+    able = [one for one in free if one.speedup >= (1 - timing.NOISE) * goal.speedup]
     if goal.size:
         able = [one for one in able if one.bytes <= goal.size]
     return sorted(able, key=lambda one: one.drop)
@@ -106,6 +108,6 @@ def best(tried: Sequence[Tried], goal: Goal) -> Tried:
 
     def rank(one: Tried) -> Any:
         wish = (one.drop, -one.speedup) if goal.speedup else (-one.speedup, one.drop)
-        return goal.missed(one), *wish, one.bytes
+        return goal.missed(one), one.speedup < goal.speedup, *wish, one.bytes
 
     return min(tried, key=rank)

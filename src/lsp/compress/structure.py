@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsp import Exit, LspError
+from lsp import Exit, LspError, timing
 from lsp.compress import depth, importance, latency, width
 from lsp.compress.importance import Block
 from lsp.compress.shrink import shrink
@@ -19,7 +19,6 @@ Model = tuple[ModelConfig, Tree]
 Orders = dict[Block, tuple[np.ndarray, np.ndarray]]  # of `importance.order`
 ROWS, JUDGES = 32, 16  # examples of a batch, and batches, that layers are judged by
 NEAR = 1.06  # times what was wished for is not too fast
-NOISE = 0.03  # of the same model's speed, measured again
 TRIES = 8  # to choose, to measure and to choose again
 
 
@@ -61,8 +60,8 @@ class Chosen(NamedTuple):
 def choose(model: Model, examples: Examples, rows: np.ndarray, wish: Wish, progress: Any) -> Chosen:
     """The cheapest structure that is as fast as wished, by what the examples in `rows` say and this machine measures.
 
-    Raises LspError: 2 where there are not so many layers or channels, 1 where nothing that was tried is so fast, or
-    as good as so fast (`NOISE`).
+    Raises LspError: 2 where there are not so many layers or channels, 1 where nothing that was tried comes within
+    `timing.NOISE` of that speed.
     """
     count = len(model[0].layers)
     for key, asked, there in (("depth", wish.layers, count), ("channels", wish.channels, model[0].width)):
@@ -151,7 +150,7 @@ def _narrower(model: Model, orders: Orders, wish: Wish, progress: Any) -> tuple[
             asked = math.sqrt(slow * fast)  # speed goes in leaps: a layer with one head has a program of its own
     enough = [one for one in tried if one[0] >= wish.speedup]
     found, kept = min(enough, key=lambda one: one[0]) if enough else max(tried, key=lambda one: one[0])
-    if found >= (1 - NOISE) * wish.speedup:
+    if found >= (1 - timing.NOISE) * wish.speedup:
         return kept, found
     raise LspError(
         f"Without heads and units the model is {found:.2f} times as fast on this machine, not {wish.speedup:g}.",

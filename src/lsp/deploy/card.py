@@ -4,13 +4,14 @@ import json
 from typing import Any
 
 COMPRESS = ("quantize", "prune", "distill", "search")
-TRAINING = ("pretrain", "finetune")  # stages whose steps are their own; of others they are what was trained before
+TRAINING = ("pretrain", "finetune", "distill", "prune")  # stages whose steps are their own
 TASKS = {"words": "fill-mask", "classes": "text-classification", "pooler": "feature-extraction"}
 
 
-def card(manifest: dict[str, Any], name: str, library: str = "transformers") -> str:
+def card(manifest: dict[str, Any], name: str, library: str = "transformers", floats: bool = False) -> str:
     """Metadata as YAML that model hubs read, then the same for people. Licence, languages and data are for the one who
-    publishes it to say. `library` is what loads the model."""
+    publishes it to say. `library` is what loads the model; `floats` says that weights were written as float32, whatever
+    was done to them."""
     head = manifest["model"]["head"]
     about = {
         "library_name": library,
@@ -22,10 +23,11 @@ def card(manifest: dict[str, Any], name: str, library: str = "transformers") -> 
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in about.items()), "---", ""]
     stage = manifest["stage"]
     command = f"compress {stage}" if stage in COMPRESS else stage
-    steps = f" in {manifest['step']:,} steps" if stage in TRAINING else ""
+    steps = f" in {manifest['step']:,} steps" if stage in TRAINING and manifest["step"] else ""
     lines += [f"# {name}", "", f"Made by `lsp {command}`{steps}, and exported by lsp."]
     if manifest["compression"]:
-        lines += ["", "Compressed: " + ", then ".join(map(_applied, manifest["compression"])) + "."]
+        lines += ["", "Compressed on the way: " + ", then ".join(map(_applied, manifest["compression"])) + "."]
+        lines[-1] += " The weights in this folder are float32." if floats else ""
     if manifest["labels"]:
         lines += ["", "Labels: " + ", ".join(f"`{label}`" for label in manifest["labels"]) + "."]
     if manifest["metrics"]:

@@ -56,6 +56,12 @@ def is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Int8 | WeightOnly)
 
 
+def any_weight_only(params: Any) -> bool:
+    """Whether any leaf of a parameter tree is `WeightOnly`."""
+    leaves = jax.tree.leaves(params, is_leaf=is_quantized)
+    return any(isinstance(leaf, WeightOnly) for leaf in leaves)
+
+
 def any_quantized(params: Any) -> bool:
     """Whether a tree holds such a matrix."""
     return any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized)))
