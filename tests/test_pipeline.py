@@ -277,6 +277,22 @@ def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
     assert [one.run for one in found] == [str(each) for each in asked if each != (2, True)]
 
 
+def test_a_search_stops_where_more_speed_would_only_lose_more(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
+    trial = search._Trial(base, tmp_path, recipe.Search(chain=recipe.Chain(int8="none")), files, AGAIN, STAGES)
+    asked: list[tuple[float, bool]] = []
+
+    def tried(shape: Shape | None, trained: bool) -> Tried:
+        asked.append((shape.speedup if shape else 1.0, trained))
+        return Tried(str(asked[-1]), shape, trained, 9.0, shape.speedup - 0.2 if shape else 1.0, 9)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    list(search._searched(trial, Goal(1.0, 2.0)))  # with two layers and with one: 2.1 is too slow, 2.5 fast enough
+    assert asked == [(1.0, False), *[(2.1, False)] * 2, *[(2.5, False)] * 2, *[(2.5, True)] * 2], "and 3 not tried"
+
+
 def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

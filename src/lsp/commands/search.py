@@ -119,7 +119,7 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
 def _searched(trial: "_Trial", goal: Goal) -> Any:
     """Chains, the cheap ones first: int8 alone, of the kind that suits the model; for each speed that the structure
     needs each depth without training, and of those that are fast and small enough the most accurate with training,
-    until the goal is met or the time is up."""
+    until the goal is met or the time is up; or until points are all that is missed, for what is faster loses more."""
     plain = trial.tried(None, trained=False)
     yield plain
     if trial.undecided and plain.drop > min(search.UNHARMED, goal.drop):
@@ -132,9 +132,9 @@ def _searched(trial: "_Trial", goal: Goal) -> Any:
             trial.int8 = "static"
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
-    last = 0.0
+    last, light = 0.0, dataclasses.replace(goal, drop=float("inf"))
     for speedup in search.needed(goal, plain):
-        free = []
+        free, enough = [], False
         for shape in search.shapes(len(trial.base.config.layers), speedup):
             if trial.over():
                 return
@@ -154,6 +154,9 @@ def _searched(trial: "_Trial", goal: Goal) -> Any:
                 return
             if found.drop > goal.drop and not (goal.speedup or goal.size):
                 return
+            enough |= not light.missed(found)
+        if enough and (goal.speedup or goal.size):
+            return
 
 
 class _Trial:
