@@ -233,6 +233,13 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
         assert made["after"]["vocabulary"]["covered"] > 0.99
 
 
+def begun(road: Path, place: Path, int8: Any = "auto", budget: float = 0.0) -> search._Trial:
+    """The chains of a search from the classifier, none made yet."""
+    files, asked = Files(road / "train.tsv", road / "dev.tsv"), recipe.Search(chain=recipe.Chain(int8=int8))
+    base = checkpoint.open(road / "classifier")
+    return search._Trial(base, place, asked, files, AGAIN._replace(budget=budget), STAGES)
+
+
 @pytest.mark.parametrize(
     ("lost", "most", "taken"),
     [
@@ -245,9 +252,7 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
 def test_one_scale_for_all_tokens_unless_that_costs_too_much(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: tuple[float, float], most: float, taken: str
 ) -> None:
-    files = Files(road / "train.tsv", road / "dev.tsv")
-    base = checkpoint.open(road / "classifier")
-    trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN, STAGES)
+    trial = begun(road, tmp_path)
 
     def tried(shape: Any, trained: bool) -> Tried:
         return Tried(trial.int8, None, False, lost[trial.int8 == "dynamic"], 2.0, 9, trial.int8)
@@ -261,8 +266,7 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
 def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
-    trial = search._Trial(base, tmp_path, recipe.Search(chain=recipe.Chain(int8="none")), files, AGAIN, STAGES)
+    trial = begun(road, tmp_path, "none")
     asked: list[tuple[int, bool]] = []
 
     def tried(shape: Shape | None, trained: bool) -> Tried:
@@ -280,8 +284,7 @@ def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
 def test_a_search_stops_where_more_speed_would_only_lose_more(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
-    trial = search._Trial(base, tmp_path, recipe.Search(chain=recipe.Chain(int8="none")), files, AGAIN, STAGES)
+    trial = begun(road, tmp_path, "none")
     asked: list[tuple[float, bool]] = []
 
     def tried(shape: Shape | None, trained: bool) -> Tried:
@@ -297,18 +300,16 @@ def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search that missed its goal and is asked again for less may settle on the other kind."""
-    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
-    trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN, STAGES)
+    trial = begun(road, tmp_path)
     monkeypatch.setattr(trial, "_made", lambda start, name, *rest: tmp_path / name)
     names = []
     for trial.int8 in ("static", "dynamic", "none"):
-        names += [run.name for run in trial._pruned(base.path, Shape(2, 1.5), trained=False)]
+        names += [run.name for run in trial._pruned(road / "classifier", Shape(2, 1.5), trained=False)]
     assert names == ["2-layers-1.5x-for-static", "2-layers-1.5x-for-dynamic", "2-layers-1.5x"]
 
 
 def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> None:
-    files, base = Files(road / "train.tsv", road / "dev.tsv"), checkpoint.open(road / "classifier")
-    trial = search._Trial(base, tmp_path, recipe.Search(), files, AGAIN._replace(budget=3600.0), STAGES)
+    trial = begun(road, tmp_path, budget=3600.0)
     wrong, slow = Tried("x", None, False, 3.0, 2.0, 9), Tried("x", None, False, 0.5, 1.0, 9)
     assert not trial.over() and "--budget" not in trial.hint(wrong, Goal(1.0, 1.5))
     assert "chain.int8=none" in trial.hint(wrong, Goal(1.0, 1.5)), "what loses less"

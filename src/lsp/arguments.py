@@ -158,9 +158,10 @@ def need(*paths: Path | str | None, code: Exit = Exit.ARTIFACT) -> None:
         )
 
 
-def need_tables(train: Path | None, dev: Path | None) -> None:
-    """Raises LspError where a file of examples is missing (3), or is a stream (2), which could be read only once."""
-    need(train, dev, code=Exit.DATA)
+def need_tables(train: Path | None, dev: Path | None, *others: Path | None) -> None:
+    """Raises LspError where a file of examples is missing (3), or one to train or to measure on is a stream (2), which
+    could be read only once."""
+    need(train, dev, *others, code=Exit.DATA)
     for option, path in (("--train", train), ("--dev", dev)):
         if path is not None and (str(path) == "-" or path.is_fifo()):
             raise LspError(f"{option} {path}: a stream can be read once only.", hint="Save it to a file first.")

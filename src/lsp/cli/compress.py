@@ -137,10 +137,8 @@ def prune(
     from lsp.commands import prune_structure, prune_vocabulary, prune_weights
     from lsp.train.labelled import Files
 
-    verb: Any = {"weights": prune_weights, "structure": prune_structure, "vocabulary": prune_vocabulary}[
-        plan.prune.what
-    ]
-    return report(verb.run(begin, out, plan, Files(train, dev, columns), options), as_json)
+    verbs: Any = {"weights": prune_weights, "structure": prune_structure, "vocabulary": prune_vocabulary}
+    return report(verbs[plan.prune.what].run(begin, out, plan, Files(train, dev, columns), options), as_json)
 
 
 @compress.command(short_help="A smaller student that learns a classifier's answers.")

@@ -81,8 +81,7 @@ def finetune(
     --task glue trains every task whose folder is in --data.
     """
     plan = recipe.load(recipe.Finetune, recipe_file, changes)
-    need_tables(train, dev)
-    need(data, old, old_dev, code=Exit.DATA)
+    need_tables(train, dev, data, old, old_dev)
     if (old or old_dev) and not plan.adapt.grow:
         raise LspError("--old and --old-dev are for a classifier that grows.", hint="Add --set adapt.grow=true.")
     several = partial(trials.expand, seeds=seeds, sweeps=sweeps)
