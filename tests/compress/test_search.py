@@ -1,6 +1,8 @@
 """What a search tries, what it takes, and what it says of a goal, by hand."""
 
-from lsp.compress.search import Goal, Shape, Tried, best, front, needed, promising, shapes
+import pytest
+
+from lsp.compress.search import Goal, Shape, Tried, aimed, best, front, needed, promising, shapes
 
 
 def tried(drop: float, speedup: float, size: int, run: str = "x") -> Tried:
@@ -48,6 +50,23 @@ def test_what_is_too_slow_or_too_large_is_not_trained() -> None:
     assert [one.drop for one in promising(free, Goal(2.0, 5.0, 8))] == [2.0, 3.67]
     assert [one.drop for one in promising(free, Goal(2.0, 5.0))] == [1.0, 2.0, 3.67]
     assert len(promising(free, Goal(2.0))) == 4
+
+
+@pytest.mark.parametrize(
+    ("drop", "speedup", "again"),
+    [
+        (2.5, 6.0, 2.5),  # a fifth faster than it has to be, and half a point too bad: 3 / 1.2
+        (1.5, 4.0, 3.75),  # good enough, and too slow: 3 / 0.8
+        (2.5, 5.1, None),  # a clock can't tell: what is slower would be no better
+        (2.5, 4.0, None),  # neither good nor fast
+        (1.5, 5.0, None),  # meets the goal
+        (2.5, 20.0, None),  # 3 / 4: no structure at all
+    ],
+)
+def test_a_speed_that_was_missed_is_aimed_at_again(drop: float, speedup: float, again: float | None) -> None:
+    found = Tried("x", Shape(4, 3.0, "8+96", "12+96"), True, drop, speedup, 9)
+    assert aimed(found, Goal(2.0, 5.0)) == (again and Shape(4, again))
+    assert aimed(found, Goal(2.0)) is None and aimed(tried(drop, speedup, 9), Goal(2.0, 5.0)) is None
 
 
 def test_depths_go_from_all_layers_to_a_third() -> None:

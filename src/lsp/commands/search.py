@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -116,7 +116,7 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
         )
 
 
-def _searched(trial: "_Trial", goal: Goal) -> Any:
+def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
     """Chains, the cheap ones first: int8 alone, of the kind that suits the model; for each speed that the structure
     needs each depth without training, and of those that are fast and small enough the most accurate with training,
     until the goal is met or the time is up; or until points are all that is missed, for what is faster loses more."""
@@ -132,7 +132,7 @@ def _searched(trial: "_Trial", goal: Goal) -> Any:
             trial.int8 = "static"
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
-    last, light = 0.0, dataclasses.replace(goal, drop=float("inf"))
+    light = dataclasses.replace(goal, drop=float("inf"))
     for speedup in search.needed(goal, plain):
         free, enough = [], False
         for shape in search.shapes(len(trial.base.config.layers), speedup):
@@ -142,21 +142,28 @@ def _searched(trial: "_Trial", goal: Goal) -> Any:
                 free.append(found)
                 yield found
         for each in search.promising(free, goal):
-            if trial.over(last):
+            if trial.over(trial.last):
                 return
-            began = time.monotonic()
-            found = trial.reached(each.shape, trained=True)
-            last = time.monotonic() - began
-            if found is None:
-                continue
-            yield found
-            if not goal.missed(found) and (goal.speedup or goal.size):
-                return
-            if found.drop > goal.drop and not (goal.speedup or goal.size):
-                return
-            enough |= not light.missed(found)
+            for found in _trained(trial, each.shape, goal):
+                yield found
+                if not goal.missed(found) and (goal.speedup or goal.size):
+                    return
+                if found.drop > goal.drop and not (goal.speedup or goal.size):
+                    return
+                enough |= not light.missed(found)
         if enough and (goal.speedup or goal.size):
             return
+
+
+def _trained(trial: "_Trial", shape: Shape | None, goal: Goal) -> Iterator[Tried]:
+    """A structure with training; and where it misses by its speed, the one that has the speed that was meant."""
+    found = trial.reached(shape, trained=True)
+    if found is None:
+        return
+    yield found
+    again = search.aimed(found, goal)
+    if again is not None and not trial.over(trial.last) and (other := trial.reached(again, trained=True)):
+        yield other
 
 
 class _Trial:
@@ -178,6 +185,7 @@ class _Trial:
         self.int8: recipes.Int8Kind = "static" if recipe.chain.int8 == "auto" else recipe.chain.int8
         self.scores: Scores | None = None
         self.late = False  # whether time was what ended it
+        self.last = 0.0  # seconds that the last chain with training took
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether the time is up, or will be in so many seconds."""
@@ -216,6 +224,7 @@ class _Trial:
 
     def reached(self, shape: Shape | None, trained: bool) -> Tried | None:
         """The same as `tried`, or None where a structure can't be as fast as it is to be, which is said."""
+        began = time.monotonic()
         try:
             return self.tried(shape, trained)
         except LspError as refused:
@@ -223,6 +232,9 @@ class _Trial:
                 raise
             self.options.progress.say(refused.message)
             return None
+        finally:
+            if trained:
+                self.last = time.monotonic() - began
 
     def tried(self, shape: Shape | None, trained: bool) -> Tried:
         """One chain, made and measured."""
@@ -250,6 +262,7 @@ class _Trial:
         kind = "" if self.int8 == "none" else f"-for-{self.int8}"
         name = f"{shape.depth}-layers-{shape.speedup:g}x{end}"
         asked = recipes.Pruning("structure", depth=shape.depth, speedup=max(1.0, shape.speedup), int8=self.int8)
+        asked = dataclasses.replace(asked, hidden=chain.hidden if trained else 0.0)
         if not trained or not (chain.through or shape.speedup > search.STEP):
             asked = dataclasses.replace(asked, shape=shape.spelt or chain.shape)
             return [self._made(start, name + kind, asked, trained)]

@@ -96,6 +96,18 @@ def promising(free: Sequence[Tried], goal: Goal) -> list[Tried]:
     return sorted(able, key=lambda one: one.drop)
 
 
+def aimed(found: Tried, goal: Goal) -> Shape | None:
+    """The structure to try after one that was trained and missed the goal by its speed: as much faster or slower as the
+    dev file says, which knows better than the one batch that it was chosen on. None for one that does not miss, or
+    whose speed is not why: it loses too many points and is no faster than it has to be, or is too slow as well."""
+    if found.shape is None or not goal.speedup or not goal.missed(found):
+        return None
+    over, wrong = found.speedup / goal.speedup, found.drop > goal.drop
+    speedup = round(found.shape.speedup / over, 2)
+    spare, slow = over > 1 + timing.NOISE, over < 1 - timing.NOISE
+    return Shape(found.shape.depth, speedup) if speedup > 1 and (spare if wrong else slow) else None
+
+
 def front(tried: Sequence[Tried]) -> list[Tried]:
     """Those that no other beats, the most accurate first (Pareto)."""
     best = [one for one in tried if not any(other.beats(one) for other in tried)]
