@@ -14,7 +14,7 @@ from lsp import recipe as recipes
 from lsp.compress import measure, search
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.data.examples import Examples
-from lsp.deploy import apart
+from lsp.deploy import apart, parts
 from lsp.model.weightonly import any_quantized
 from lsp.train import labelled
 from lsp.train.compare import FIRST
@@ -132,10 +132,11 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
             trial.int8 = "static"
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
-    light = dataclasses.replace(goal, drop=float("inf"))
+    config = trial.base.config
+    width = config.width if 0 < goal.size < plain.bytes else 0
     for speedup in search.needed(goal, plain):
         free, enough = [], False
-        for shape in search.shapes(len(trial.base.config.layers), speedup):
+        for shape in search.shapes(len(config.layers), speedup, width):
             if trial.over():
                 return
             if found := trial.reached(shape, trained=False):
@@ -144,24 +145,27 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
         for each in search.promising(free, goal):
             if trial.over(trial.last):
                 return
-            for found in _trained(trial, each.shape, goal):
+            for found in _trained(trial, each, goal):
                 yield found
                 if not goal.missed(found) and (goal.speedup or goal.size):
                     return
                 if found.drop > goal.drop and not (goal.speedup or goal.size):
                     return
-                enough |= not light.missed(found)
+                enough |= goal.enough(found)
         if enough and (goal.speedup or goal.size):
             return
 
 
-def _trained(trial: "_Trial", shape: Shape | None, goal: Goal) -> Iterator[Tried]:
-    """A structure with training; and where it misses by its speed, the one that has the speed that was meant."""
-    found = trial.reached(shape, trained=True)
+def _trained(trial: "_Trial", free: Tried, goal: Goal) -> Iterator[Tried]:
+    """The structure of a model without training, aimed at the speed and size that it has to have, with training; and
+    where it misses by those, aimed once more."""
+    aimed = search.aimed(free, goal)
+    found = trial.reached(aimed or free.shape, trained=True)
     if found is None:
         return
     yield found
-    again = search.aimed(found, goal)
+    stuck = aimed is not None and found.spelt == free.spelt  # it is so fast by its depth alone
+    again = search.aimed(found, goal) if search.misaimed(found, goal) and not stuck else None
     if again is not None and not trial.over(trial.last) and (other := trial.reached(again, trained=True)):
         yield other
 
@@ -220,7 +224,8 @@ class _Trial:
         """The chain that the recipe spells out."""
         chain, train = self.recipe.chain, self.recipe.train
         whole = self.base.config.preset == "bilstm"  # which has no heads and units to remove
-        return self.tried(None if whole else Shape(chain.depth, chain.speedup), bool(train.epochs or train.steps))
+        shape = None if whole else Shape(chain.depth, chain.speedup, channels=chain.channels)
+        return self.tried(shape, bool(train.epochs or train.steps))
 
     def reached(self, shape: Shape | None, trained: bool) -> Tried | None:
         """The same as `tried`, or None where a structure can't be as fast as it is to be, which is said."""
@@ -260,15 +265,22 @@ class _Trial:
         chain, end = self.recipe.chain, "-trained" if trained else ""
         # What is pruned for one kind of int8 is another run than what is for the other.
         kind = "" if self.int8 == "none" else f"-for-{self.int8}"
-        name = f"{shape.depth}-layers-{shape.speedup:g}x{end}"
-        asked = recipes.Pruning("structure", depth=shape.depth, speedup=max(1.0, shape.speedup), int8=self.int8)
-        asked = dataclasses.replace(asked, hidden=chain.hidden if trained else 0.0)
+        parts = f"{shape.depth}-layers" + (f"-{shape.channels}-wide" if shape.channels else "")
+        name = f"{parts}-{shape.speedup:g}x{end}"
+        asked = recipes.Pruning(
+            "structure",
+            depth=shape.depth,
+            channels=shape.channels,
+            speedup=max(1.0, shape.speedup),
+            hidden=chain.hidden if trained else 0.0,
+            int8=self.int8,
+        )
         if not trained or not (chain.through or shape.speedup > search.STEP):
             asked = dataclasses.replace(asked, shape=shape.spelt or chain.shape)
             return [self._made(start, name + kind, asked, trained)]
         half = dataclasses.replace(asked, speedup=search.STEP, shape=chain.through)
-        first = self._made(start, f"{shape.depth}-layers-half-way{end}{kind}", half, trained)
-        rest = dataclasses.replace(asked, depth=0, shape=chain.shape)
+        first = self._made(start, f"{parts}-half-way{end}{kind}", half, trained)
+        rest = dataclasses.replace(asked, depth=0, channels=0, shape=chain.shape)
         return [first, self._made(first, name + kind, rest, trained, start)]
 
     def _made(self, start: Path, name: str, asked: recipes.Pruning, trained: bool, teacher: Path | None = None) -> Path:
@@ -303,7 +315,8 @@ class _Trial:
         metric = FIRST[self.base.config.problem]
         drop = 100 * (self.before().metrics[metric] - found["metrics"][metric])
         shape = shape and dataclasses.replace(shape, spelt=_spelt(model))
-        tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"], self.int8)
+        encoder = next(part.bytes for part in parts.of_run(model) if part.part == "encoder")
+        tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"], self.int8, encoder)
         self.options.progress.say(
             f"{run.name}: {drop:+.2f} points lost, {tried.speedup:.2f} times as fast, {console.size(tried.bytes)}"
         )
@@ -348,8 +361,8 @@ def _spelt(model: checkpoint.Checkpoint) -> str:
 
 def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -> str:
     """The recipe with the chain spelt out, down to the heads and units of each layer: nothing is measured or chosen."""
-    depth, shape = len(model.config.layers), taken.shape.spelt if taken.shape else ""
-    through = taken.shape.through if taken.shape else ""
-    chain = dataclasses.replace(recipe.chain, depth=depth, through=through, shape=shape, speedup=1.0, int8=taken.int8)
+    depth, shape = len(model.config.layers), taken.shape or Shape(0, 1.0)
+    chain = dataclasses.replace(recipe.chain, depth=depth, channels=shape.channels, speedup=1.0, int8=taken.int8)
+    chain = dataclasses.replace(chain, through=shape.through, shape=shape.spelt)
     train = recipe.train if taken.trained else dataclasses.replace(recipe.train, epochs=0.0, steps=0)
     return recipes.dump(dataclasses.replace(recipe, chain=chain, train=train))

@@ -5,15 +5,17 @@ A chain is: pieces that no example has, then layers, heads and units with traini
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lsp import timing
 from lsp.recipe import Int8Kind
 
+NARROW, UNITS = 5 / 6, 16  # a share of the channels that is tried too where words are to be smaller, in whole vectors
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
 LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
 
+NEARLY = 0.85  # of the speed or the size asked for: so near the same structure gets, when it is aimed again
 UNHARMED = 0.5  # points that one scale for each matrix may cost more than one for each token, which is slower
 STEP = 1.75  # times as fast at once, where what stays is trained; a structure that is to be faster is reached in two
 
@@ -35,22 +37,35 @@ class Goal:
         large = max(0.0, tried.bytes / self.size - 1) if self.size else 0.0
         return points + slow + large
 
+    def enough(self, tried: "Tried") -> bool:
+        """Whether a model is as fast and as small as it has to be, whatever it loses."""
+        return not replace(self, drop=math.inf).missed(tried)
+
+    def spare(self, tried: "Tried") -> float:
+        """How many times slower a model might be, and larger in its encoder, and still be fast and small enough: under
+        1 where it is not, 0 where no encoder is so small, since all else stays as it is."""
+        fast = tried.speedup / self.speedup if self.speedup else math.inf
+        small = (self.size - tried.bytes + tried.encoder) / max(1, tried.encoder) if self.size else math.inf
+        return max(0.0, min(fast, small))
+
 
 @dataclass(frozen=True)
 class Shape:
-    """A structure to prune to: `depth` layers, and `speedup` times as fast as the model it begins with; or, once that
-    was found, what each layer keeps, as `prune.shape` has it, and what each kept half-way there."""
+    """A structure to prune to: `depth` layers, `channels` channels (0: all), `speedup` times as fast as the model it
+    begins with; or, once that was found, what each layer keeps, as `prune.shape` has it, and what it kept half-way."""
 
     depth: int
     speedup: float
     spelt: str = ""
     through: str = ""
+    channels: int = 0
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A chain that was made and measured: points lost on the dev file, times as fast, bytes. `run` is where it is, and
-    `int8` the kind at its end, as `chain.int8` says it."""
+    """A chain that was made and measured: points lost on the dev file, times as fast, bytes, and how many of those are
+    the `encoder`'s, the rest being words and the head. `run` is where it is, and `int8` the kind at its end, as
+    `chain.int8` says it."""
 
     run: str
     shape: Shape | None
@@ -59,6 +74,12 @@ class Tried:
     speedup: float
     bytes: int
     int8: Int8Kind = "none"
+    encoder: int = 0
+
+    @property
+    def spelt(self) -> str:
+        """What each layer keeps, or nothing where no structure was pruned."""
+        return self.shape.spelt if self.shape else ""
 
     def beats(self, other: "Tried") -> bool:
         """As good in everything, and better in something."""
@@ -66,46 +87,49 @@ class Tried:
         return mine != theirs and all(one <= two for one, two in zip(mine, theirs, strict=True))
 
 
-def shapes(layers: int, speedup: float) -> list[Shape]:
+def shapes(layers: int, speedup: float, width: int = 0) -> list[Shape]:
     """The structures to try for a speed: with all layers, with two thirds of them, …, the deepest first. One that is
-    faster by its depth alone keeps all its heads and units."""
+    faster by its depth alone keeps all its heads and units. With a `width`, that of the model, all layers with fewer
+    channels too: nothing else that is pruned makes words smaller."""
     depths = sorted({max(1, math.ceil(layers * share - 1e-9)) for share in DEPTHS}, reverse=True)
-    return [Shape(depth, speedup) for depth in depths]
+    channels = int(width * NARROW) // UNITS * UNITS
+    return [Shape(layers, speedup, channels=channels)] * bool(channels) + [Shape(depth, speedup) for depth in depths]
 
 
 def needed(goal: Goal, plain: Tried) -> list[float]:
     """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8, in the
-    order to try. Size asks for as much as it is missed by and, since word tables stay as they are, for more."""
-    fast = goal.speedup / plain.speedup if goal.speedup else 0.0
-    small = plain.bytes / goal.size if goal.size else 0.0
-    least = max(fast, small)
+    order to try. Size asks for as much as it is missed by and, since word tables stay as they are, for more; an encoder
+    gets smaller sooner than faster."""
     if not goal.speedup and not goal.size:
         return list(LADDER)
-    if max((1 - timing.NOISE) * fast, small) <= 1:
+    if goal.enough(plain) or not goal.spare(plain):
         return []
+    fast, small = goal.speedup / plain.speedup, plain.bytes / goal.size if goal.size else 0.0
     steps = (1.05, 1.25, 1.5, 2.0, 3.0) if small > 1 else (1.05, 1.25, 1.5)
-    return [round(least * more, 2) for more in steps]
+    return [round(max(fast, small) * more, 2) for more in steps]
 
 
 def promising(free: Sequence[Tried], goal: Goal) -> list[Tried]:
     """Of models without training those that it may bring to the goal, the most accurate first: it makes them neither
-    faster, but for the noise of a clock, nor smaller."""
-    able = [one for one in free if one.speedup >= (1 - timing.NOISE) * goal.speedup]
-    if goal.size:
-        able = [one for one in able if one.bytes <= goal.size]
-    return sorted(able, key=lambda one: one.drop)
+    faster nor smaller, and to aim again, hardly."""
+    return sorted((one for one in free if goal.spare(one) >= NEARLY), key=lambda one: one.drop)
 
 
 def aimed(found: Tried, goal: Goal) -> Shape | None:
-    """The structure to try after one that was trained and missed the goal by its speed: as much faster or slower as the
-    dev file says, which knows better than the one batch that it was chosen on. None for one that does not miss, or
-    whose speed is not why: it loses too many points and is no faster than it has to be, or is too slow as well."""
-    if found.shape is None or not goal.speedup or not goal.missed(found):
+    """The structure that is just fast and small enough by what the dev file and the disk say of one that was `found`,
+    which know better than the batch that it was chosen on. None where it is that already."""
+    spare = goal.spare(found)
+    exact = goal.enough(found) and spare <= (1 + timing.NOISE) ** 2
+    if found.shape is None or exact or not 0 < spare < math.inf:
         return None
-    over, wrong = found.speedup / goal.speedup, found.drop > goal.drop
-    speedup = round(found.shape.speedup / over, 2)
-    spare, slow = over > 1 + timing.NOISE, over < 1 - timing.NOISE
-    return Shape(found.shape.depth, speedup) if speedup > 1 and (spare if wrong else slow) else None
+    speedup = round(found.shape.speedup / spare * (1 + timing.NOISE), 2)
+    return replace(found.shape, speedup=speedup, spelt="", through="") if speedup > 1 else None
+
+
+def misaimed(found: Tried, goal: Goal) -> bool:
+    """Whether a model that was trained may meet the goal once it is `aimed` again: it loses too much, and may be slower
+    or larger; or it loses little, and has to be faster or smaller."""
+    return goal.missed(found) > 0 and (found.drop > goal.drop) == goal.enough(found)
 
 
 def front(tried: Sequence[Tried]) -> list[Tried]:

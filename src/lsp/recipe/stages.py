@@ -179,6 +179,7 @@ PRUNES = {  # the keys that each `what` reads, besides those that all do
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
     depth: int = key(0, "layers to keep; 0 means that depth and speed are searched for")
+    channels: int = key(0, "with `depth`, channels of the hidden width to keep; 0 means all")
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
     shape: str = key("", "with `depth`, what each layer keeps, `12+672 11+384 …` heads and feed-forward units; nothing is measured then")
     through: str = key("", "with `shape`, what each layer keeps half-way there, where it is trained before the rest goes")
@@ -367,8 +368,9 @@ class Search:
         """Raises LspError (exit 2) for settings that say nothing together."""
         if self.chain.shape and not self.chain.depth:
             raise LspError("chain.shape spells out one chain, and chain.depth = 0 asks for a search.", hint="Give chain.depth too, or leave chain.shape out.")
-        if self.chain.speedup != 1 and not self.chain.depth:
-            raise LspError("chain.speedup is for chain.depth, and without that speeds are searched for.", hint="Give chain.depth too, or leave chain.speedup out.")
+        for name, plain in (("speedup", 1), ("channels", 0)):
+            if getattr(self.chain, name) != plain and not self.chain.depth:
+                raise LspError(f"chain.{name} is for chain.depth, and without that it is searched for.", hint=f"Give chain.depth too, or leave chain.{name} out.")
         if self.chain.through and not self.chain.shape:
             raise LspError("chain.through is half-way to chain.shape, which is not there.", hint="Give chain.shape too, or leave chain.through out.")
 
