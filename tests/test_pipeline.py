@@ -277,7 +277,7 @@ def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
 
     monkeypatch.setattr(trial, "tried", tried)
     found = list(search._searched(trial, Goal(1.0, 2.0)))
-    assert asked == [(0, False), (2, False), (1, False), (2, True), (1, True)]
+    assert asked == [(0, False), (2, False), (2, False), (1, False), (2, True), (2, True), (1, True)], "2 also narrower"
     assert [one.run for one in found] == [str(each) for each in asked if each != (2, True)]
 
 
@@ -293,9 +293,9 @@ def test_a_search_stops_where_more_speed_would_only_lose_more(
         return Tried(str(asked[-1]), shape, trained, 9.0, shape.speedup + 0.4 * trained - 0.2 if shape else 1.0, 9)
 
     monkeypatch.setattr(trial, "tried", tried)
-    list(search._searched(trial, Goal(1.0, 2.0)))  # with two layers and with one
-    free, aimed = [(2.1, False)] * 2, [(2.28, True), (1.89, True)]  # 2 for 1.9, then 2 for 2.48; each and 3 %
-    assert asked == [(1.0, False), *free, *aimed, *aimed], "and 2.5 is not tried"
+    list(search._searched(trial, Goal(1.0, 2.0)))  # with two layers, narrower and not, and with one
+    free, aimed = [(2.1, False)] * 3, [(2.28, True), (1.89, True)]  # 2 for 1.9, then 2 for 2.48; each and 3 %
+    assert asked == [(1.0, False), *free, *aimed, *aimed, *aimed], "and 2.5 is not tried"
 
 
 def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(

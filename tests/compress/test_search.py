@@ -88,8 +88,8 @@ def test_a_size_that_was_missed_is_aimed_at_again() -> None:
 
 
 def test_depths_go_from_all_layers_to_a_third() -> None:
-    assert [shape.depth for shape in shapes(6, 2.0)] == [6, 4, 3, 2]
-    assert [shape.depth for shape in shapes(12, 2.0)] == [12, 8, 6, 4]
-    assert shapes(1, 2.0) == [Shape(1, 2.0)]
-    assert shapes(6, 2.0, 384) == [Shape(6, 2.0, channels=320), *shapes(6, 2.0)]
-    assert shapes(6, 2.0, 100)[0].channels == 80 and shapes(1, 2.0, 16) == [Shape(1, 2.0)]
+    assert [shape.depth for shape in shapes(6, 16, 2.0)] == [6, 4, 3, 2]
+    assert [shape.depth for shape in shapes(12, 16, 2.0)] == [12, 8, 6, 4]
+    assert shapes(1, 16, 2.0) == [Shape(1, 2.0)], "16 channels are a vector as they are"
+    assert shapes(2, 384, 2.0) == [Shape(2, 2.0, channels=320), Shape(2, 2.0), Shape(1, 2.0)]
+    assert shapes(2, 100, 2.0)[0].channels == 80

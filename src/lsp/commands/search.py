@@ -133,10 +133,9 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
     config = trial.base.config
-    width = config.width if 0 < goal.size < plain.bytes else 0
     for speedup in search.needed(goal, plain):
         free, enough = [], False
-        for shape in search.shapes(len(config.layers), speedup, width):
+        for shape in search.shapes(len(config.layers), config.width, speedup):
             if trial.over():
                 return
             if found := trial.reached(shape, trained=False):

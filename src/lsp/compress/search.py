@@ -11,7 +11,7 @@ from typing import Any
 from lsp import timing
 from lsp.recipe import Int8Kind
 
-NARROW, UNITS = 5 / 6, 16  # a share of the channels that is tried too where words are to be smaller, in whole vectors
+NARROW, UNITS = 5 / 6, 16  # a share of the channels that is tried too, in whole vectors
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
 LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
 
@@ -87,13 +87,14 @@ class Tried:
         return mine != theirs and all(one <= two for one, two in zip(mine, theirs, strict=True))
 
 
-def shapes(layers: int, speedup: float, width: int = 0) -> list[Shape]:
+def shapes(layers: int, width: int, speedup: float) -> list[Shape]:
     """The structures to try for a speed: with all layers, with two thirds of them, …, the deepest first. One that is
-    faster by its depth alone keeps all its heads and units. With a `width`, that of the model, all layers with fewer
-    channels too: nothing else that is pruned makes words smaller."""
+    faster by its depth alone keeps all its heads and units. Before these all layers with fewer channels than `width`,
+    the model's: nothing else that is pruned makes words smaller."""
     depths = sorted({max(1, math.ceil(layers * share - 1e-9)) for share in DEPTHS}, reverse=True)
     channels = int(width * NARROW) // UNITS * UNITS
-    return [Shape(layers, speedup, channels=channels)] * bool(channels) + [Shape(depth, speedup) for depth in depths]
+    narrow = [Shape(layers, speedup, channels=channels)] if channels else []
+    return narrow + [Shape(depth, speedup) for depth in depths]
 
 
 def needed(goal: Goal, plain: Tried) -> list[float]:
