@@ -298,6 +298,22 @@ def test_a_search_stops_where_more_speed_would_only_lose_more(
     assert asked == [(1.0, False), *free, *aimed, *aimed, *aimed], "and 2.5 is not tried"
 
 
+def test_a_search_does_not_train_again_what_it_aimed_at_before(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = begun(road, tmp_path, "none")
+    asked: list[float] = []
+
+    def tried(shape: Shape | None, trained: bool) -> Tried:
+        asked.extend([shape.speedup] * trained if shape else [])
+        return Tried("x", shape, trained, 9.0, shape.speedup - 0.2 * trained if shape else 1.0, 9)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    found = list(search._searched(trial, Goal(1.0, 2.0)))
+    assert len(found) == 1 + 3 * 3 + 3, "three speeds of three structures"
+    assert asked == [2.1] * 3, "and with training 1.9 and too bad; of 2.5 and 3 not what would be 2.06"
+
+
 def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +323,9 @@ def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
     names = []
     for trial.int8 in ("static", "dynamic", "none"):
         names += [run.name for run in trial._pruned(road / "classifier", Shape(2, 1.5), trained=False)]
+    found = [trial._pruned(road / "classifier", Shape(2, 1.5, spelt), True)[0].name for spelt in ("2+64 2+32", "")]
     assert names == ["2-layers-1.5x-for-static", "2-layers-1.5x-for-dynamic", "2-layers-1.5x"]
+    assert found == ["2-layers-1.5x-as-found-trained", "2-layers-1.5x-trained"], "what was measured, or is to be"
 
 
 def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> None:
@@ -318,6 +336,14 @@ def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> 
     said = trial.hint(slow, Goal(1.0, 1.5))
     assert said == "Ask for less or distil to a narrower model first; all that was tried is in candidates/."
     assert trial.over(3700.0) and "more --budget" in trial.hint(slow, Goal(1.0, 1.5))
+
+
+@pytest.mark.parametrize(("key", "there"), [("depth", 2), ("channels", 32)])
+def test_a_chain_can_not_keep_more_than_there_is(road: Path, tmp_path: Path, key: str, there: int) -> None:
+    files, chain = Files(road / "train.tsv", road / "dev.tsv"), {"depth": 1, key: 99}
+    asked = recipe.Search(chain=recipe.Chain(**chain))
+    with pytest.raises(LspError, match=f"chain.{key} = 99, and the model has {there}"):
+        search.run(road / "classifier", tmp_path / "out", asked, files, Goal(1.0), AGAIN, STAGES)
 
 
 def test_a_search_does_not_begin_with_int8(road: Path, tmp_path: Path) -> None:

@@ -148,7 +148,12 @@ def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes
 
 @pytest.mark.parametrize(
     ("changes", "why"),
-    [(["chain.shape=4+96"], "chain.depth = 0 asks for a search"), (["chain.through=4+96"], "half-way to chain.shape")],
+    [
+        (["chain.shape=4+96"], "chain.depth = 0 asks for a search"),
+        (["chain.channels=64"], "chain.channels is for the one chain of chain.depth"),
+        (["chain.speedup=2"], "chain.speedup is for the one chain of chain.depth"),
+        (["chain.depth=1", "chain.through=4+96"], "half-way to chain.shape"),
+    ],
 )
 def test_half_a_chain_is_refused(changes: list[str], why: str) -> None:
     with pytest.raises(LspError, match=why):

@@ -50,11 +50,15 @@ def run(
         if held.complete:
             return _still(held, goal)
         base = checkpoint.open(start).expect("classes")
-        if recipe.chain.int8 != "none" and any_quantized(base.params):
+        chain, layers = recipe.chain, base.config.layers
+        if chain.int8 != "none" and any_quantized(base.params):
             raise LspError(
                 f"{start} is quantised already, and a search ends with that.",
                 hint="Start from the float run that it was made of, or add --set chain.int8=none.",
             )
+        for key, asked, there in (("depth", chain.depth, len(layers)), ("channels", chain.channels, base.config.width)):
+            if asked > there:
+                raise LspError(f"chain.{key} = {asked}, and the model has {there}.", hint="Give fewer.")
         files = files._replace(names=base.labels)
         trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
         tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal))
@@ -158,14 +162,13 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
 def _trained(trial: "_Trial", free: Tried, goal: Goal) -> Iterator[Tried]:
     """The structure of a model without training, aimed at the speed and size that it has to have, with training; and
     where it misses by those, aimed once more."""
-    aimed = search.aimed(free, goal)
-    found = trial.reached(aimed or free.shape, trained=True)
+    found = trial.recovered(search.aimed(free, goal) or free.shape)
     if found is None:
         return
     yield found
-    stuck = aimed is not None and found.spelt == free.spelt  # it is so fast by its depth alone
-    again = search.aimed(found, goal) if search.misaimed(found, goal) and not stuck else None
-    if again is not None and not trial.over(trial.last) and (other := trial.reached(again, trained=True)):
+    alike = found.spelt == free.spelt  # aiming moves nothing: by its depth alone it is faster
+    again = search.aimed(found, goal) if search.misaimed(found, goal) and not alike else None
+    if again is not None and not trial.over(trial.stage) and (other := trial.recovered(again)):
         yield other
 
 
@@ -188,7 +191,8 @@ class _Trial:
         self.int8: recipes.Int8Kind = "static" if recipe.chain.int8 == "auto" else recipe.chain.int8
         self.scores: Scores | None = None
         self.late = False  # whether time was what ended it
-        self.last = 0.0  # seconds that the last chain with training took
+        self.last = self.stage = 0.0  # seconds that the last chain with training took, and the last stage of it
+        self.aims: list[Shape] = []  # of those with training
 
     def over(self, seconds: float = 0.0) -> bool:
         """Whether the time is up, or will be in so many seconds."""
@@ -226,9 +230,18 @@ class _Trial:
         shape = None if whole else Shape(chain.depth, chain.speedup, channels=chain.channels)
         return self.tried(shape, bool(train.epochs or train.steps))
 
-    def reached(self, shape: Shape | None, trained: bool) -> Tried | None:
-        """The same as `tried`, or None where a structure can't be as fast as it is to be, which is said."""
+    def recovered(self, shape: Shape | None) -> Tried | None:
+        """A structure with training, as `reached`; or None where one was aimed at the same before."""
+        if shape is None or any(search.near(shape, aim) for aim in self.aims):
+            return None
+        self.aims.append(shape)
         began = time.monotonic()
+        found = self.reached(shape, trained=True)
+        self.last = time.monotonic() - began
+        return found
+
+    def reached(self, shape: Shape, trained: bool) -> Tried | None:
+        """The same as `tried`, or None where a structure can't be as fast as it is to be, which is said."""
         try:
             return self.tried(shape, trained)
         except LspError as refused:
@@ -236,9 +249,6 @@ class _Trial:
                 raise
             self.options.progress.say(refused.message)
             return None
-        finally:
-            if trained:
-                self.last = time.monotonic() - began
 
     def tried(self, shape: Shape | None, trained: bool) -> Tried:
         """One chain, made and measured."""
@@ -261,31 +271,34 @@ class _Trial:
 
     def _pruned(self, start: Path, shape: Shape, trained: bool) -> list[Path]:
         """The run without what the shape does not have, and before it the one half-way there, where that is far."""
-        chain, end = self.recipe.chain, "-trained" if trained else ""
+        chain = self.recipe.chain
         # What is pruned for one kind of int8 is another run than what is for the other.
         kind = "" if self.int8 == "none" else f"-for-{self.int8}"
-        parts = f"{shape.depth}-layers" + (f"-{shape.channels}-wide" if shape.channels else "")
-        name = f"{parts}-{shape.speedup:g}x{end}"
+        name = f"{shape.depth}-layers" + (f"-{shape.channels}-wide" if shape.channels else "")
+        fast = f"{name}-{shape.speedup:g}x"
         asked = recipes.Pruning(
             "structure",
             depth=shape.depth,
             channels=shape.channels,
-            speedup=max(1.0, shape.speedup),
+            speedup=shape.speedup,
             hidden=chain.hidden if trained else 0.0,
             int8=self.int8,
         )
         if not trained or not (chain.through or shape.speedup > search.STEP):
             asked = dataclasses.replace(asked, shape=shape.spelt or chain.shape)
-            return [self._made(start, name + kind, asked, trained)]
+            end = "" if not trained else "-as-found-trained" if shape.spelt else "-trained"
+            return [self._made(start, fast + end + kind, asked, trained)]
         half = dataclasses.replace(asked, speedup=search.STEP, shape=chain.through)
-        first = self._made(start, f"{parts}-half-way{end}{kind}", half, trained)
+        first = self._made(start, f"{name}-half-way-trained{kind}", half, trained)
         rest = dataclasses.replace(asked, depth=0, channels=0, shape=chain.shape)
-        return [first, self._made(first, name + kind, rest, trained, start)]
+        return [first, self._made(first, f"{fast}-trained{kind}", rest, trained, start)]
 
     def _made(self, start: Path, name: str, asked: recipes.Pruning, trained: bool, teacher: Path | None = None) -> Path:
         out, stage = self.place / name, self._stage(asked, trained)
         self.options.progress.say(f"— {name}")
+        began = time.monotonic()
         self.stages.structure(start, out, stage, self.files, self.options, teacher)
+        self.stage = time.monotonic() - began
         return out
 
     def _stage(self, asked: recipes.Pruning, trained: bool) -> recipes.Prune:
@@ -360,8 +373,15 @@ def _spelt(model: checkpoint.Checkpoint) -> str:
 
 def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -> str:
     """The recipe with the chain spelt out, down to the heads and units of each layer: nothing is measured or chosen."""
-    depth, shape = len(model.config.layers), taken.shape or Shape(0, 1.0)
-    chain = dataclasses.replace(recipe.chain, depth=depth, channels=shape.channels, speedup=1.0, int8=taken.int8)
-    chain = dataclasses.replace(chain, through=shape.through, shape=shape.spelt)
+    kept = taken.shape or Shape(0, 1.0)
+    chain = dataclasses.replace(
+        recipe.chain,
+        depth=len(model.config.layers),
+        channels=kept.channels,
+        speedup=1.0,
+        shape=kept.spelt,
+        through=kept.through,
+        int8=taken.int8,
+    )
     train = recipe.train if taken.trained else dataclasses.replace(recipe.train, epochs=0.0, steps=0)
     return recipes.dump(dataclasses.replace(recipe, chain=chain, train=train))

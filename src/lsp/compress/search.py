@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lsp import timing
+from lsp.compress.structure import NEAR
 from lsp.recipe import Int8Kind
 
-NARROW, UNITS = 5 / 6, 16  # a share of the channels that is tried too, in whole vectors
+NARROW, UNITS = 5 / 6, 16  # a share of the channels that is tried too, rounded down to whole vectors
 DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
 LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
 
-NEARLY = 0.85  # of the speed or the size asked for: so near the same structure gets, when it is aimed again
+NEARLY = 0.85  # so much of `Goal.spare` a model has, at least, whose structure is worth aiming again
 UNHARMED = 0.5  # points that one scale for each matrix may cost more than one for each token, which is slower
 STEP = 1.75  # times as fast at once, where what stays is trained; a structure that is to be faster is reached in two
 
@@ -42,8 +43,8 @@ class Goal:
         return not replace(self, drop=math.inf).missed(tried)
 
     def spare(self, tried: "Tried") -> float:
-        """How many times slower a model might be, and larger in its encoder, and still be fast and small enough: under
-        1 where it is not, 0 where no encoder is so small, since all else stays as it is."""
+        """How many times slower a model might be, and larger in its encoder, to be just as fast and as small as was
+        asked: under 1 where it is slower or larger than that, 0 where all but the encoder is too large alone."""
         fast = tried.speedup / self.speedup if self.speedup else math.inf
         small = (self.size - tried.bytes + tried.encoder) / max(1, tried.encoder) if self.size else math.inf
         return max(0.0, min(fast, small))
@@ -89,8 +90,8 @@ class Tried:
 
 def shapes(layers: int, width: int, speedup: float) -> list[Shape]:
     """The structures to try for a speed: with all layers, with two thirds of them, …, the deepest first. One that is
-    faster by its depth alone keeps all its heads and units. Before these all layers with fewer channels than `width`,
-    the model's: nothing else that is pruned makes words smaller."""
+    faster by its depth alone keeps all its heads and units. Before these, all layers with fewer channels than `width`,
+    which makes words smaller too."""
     depths = sorted({max(1, math.ceil(layers * share - 1e-9)) for share in DEPTHS}, reverse=True)
     channels = int(width * NARROW) // UNITS * UNITS
     narrow = [Shape(layers, speedup, channels=channels)] if channels else []
@@ -99,11 +100,11 @@ def shapes(layers: int, width: int, speedup: float) -> list[Shape]:
 
 def needed(goal: Goal, plain: Tried) -> list[float]:
     """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8, in the
-    order to try. Size asks for as much as it is missed by and, since word tables stay as they are, for more; an encoder
-    gets smaller sooner than faster."""
+    order to try. Size asks for as much as it is missed by and, since words hardly get smaller, for more. None where
+    `plain` is fast and small enough, or where words are too large even with fewer channels."""
     if not goal.speedup and not goal.size:
         return list(LADDER)
-    if goal.enough(plain) or not goal.spare(plain):
+    if goal.enough(plain) or 0 < goal.size < NARROW * (plain.bytes - plain.encoder):
         return []
     fast, small = goal.speedup / plain.speedup, plain.bytes / goal.size if goal.size else 0.0
     steps = (1.05, 1.25, 1.5, 2.0, 3.0) if small > 1 else (1.05, 1.25, 1.5)
@@ -111,20 +112,27 @@ def needed(goal: Goal, plain: Tried) -> list[float]:
 
 
 def promising(free: Sequence[Tried], goal: Goal) -> list[Tried]:
-    """Of models without training those that it may bring to the goal, the most accurate first: it makes them neither
-    faster nor smaller, and to aim again, hardly."""
+    """Of models without training those that it may bring to the goal, the most accurate first: training makes them
+    neither faster nor smaller, and aiming again does only a little."""
     return sorted((one for one in free if goal.spare(one) >= NEARLY), key=lambda one: one.drop)
 
 
 def aimed(found: Tried, goal: Goal) -> Shape | None:
     """The structure that is just fast and small enough by what the dev file and the disk say of one that was `found`,
-    which know better than the batch that it was chosen on. None where it is that already."""
+    which know better than the batch that it was chosen on. None where it is that already, as nearly as structures are
+    chosen, or where the goal asks for no structure, or for none that there is."""
     spare = goal.spare(found)
-    exact = goal.enough(found) and spare <= (1 + timing.NOISE) ** 2
+    exact = goal.enough(found) and spare <= (1 + timing.NOISE) * NEAR
     if found.shape is None or exact or not 0 < spare < math.inf:
         return None
     speedup = round(found.shape.speedup / spare * (1 + timing.NOISE), 2)
     return replace(found.shape, speedup=speedup, spelt="", through="") if speedup > 1 else None
+
+
+def near(one: Shape, other: Shape) -> bool:
+    """Whether two structures differ by no more than a clock can tell."""
+    apart = abs(one.speedup / other.speedup - 1)
+    return (one.depth, one.channels) == (other.depth, other.channels) and apart <= timing.NOISE
 
 
 def misaimed(found: Tried, goal: Goal) -> bool:

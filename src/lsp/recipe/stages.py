@@ -178,7 +178,7 @@ PRUNES = {  # the keys that each `what` reads, besides those that all do
 @dataclasses.dataclass(frozen=True)
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
-    depth: int = key(0, "layers to keep; 0 means that depth and speed are searched for")
+    depth: int = key(0, "layers to keep; 0 means that depth, channels and speed are searched for")
     channels: int = key(0, "with `depth`, channels of the hidden width to keep; 0 means all")
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
     shape: str = key("", "with `depth`, what each layer keeps, `12+672 11+384 …` heads and feed-forward units; nothing is measured then")
@@ -370,7 +370,7 @@ class Search:
             raise LspError("chain.shape spells out one chain, and chain.depth = 0 asks for a search.", hint="Give chain.depth too, or leave chain.shape out.")
         for name, plain in (("speedup", 1), ("channels", 0)):
             if getattr(self.chain, name) != plain and not self.chain.depth:
-                raise LspError(f"chain.{name} is for chain.depth, and without that it is searched for.", hint=f"Give chain.depth too, or leave chain.{name} out.")
+                raise LspError(f"chain.{name} is for the one chain of chain.depth, which is not there: a search tries several.", hint=f"Give chain.depth too, or leave chain.{name} out.")
         if self.chain.through and not self.chain.shape:
             raise LspError("chain.through is half-way to chain.shape, which is not there.", hint="Give chain.shape too, or leave chain.through out.")
 
