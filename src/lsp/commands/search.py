@@ -50,15 +50,7 @@ def run(
         if held.complete:
             return _still(held, goal)
         base = checkpoint.open(start).expect("classes")
-        chain, layers = recipe.chain, base.config.layers
-        if chain.int8 != "none" and any_quantized(base.params):
-            raise LspError(
-                f"{start} is quantised already, and a search ends with that.",
-                hint="Start from the float run that it was made of, or add --set chain.int8=none.",
-            )
-        for key, asked, there in (("depth", chain.depth, len(layers)), ("channels", chain.channels, base.config.width)):
-            if asked > there:
-                raise LspError(f"chain.{key} = {asked}, and the model has {there}.", hint="Give fewer.")
+        _check(base, recipe.chain)
         files = files._replace(names=base.labels)
         trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
         tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal))
@@ -88,6 +80,19 @@ def run(
                 "front": [_row(one, goal) for one in front],
             },
         )
+
+
+def _check(base: checkpoint.Checkpoint, chain: recipes.Chain) -> None:
+    """Raises LspError (exit 2) where a chain can't begin with this model."""
+    if chain.int8 != "none" and any_quantized(base.params):
+        raise LspError(
+            f"{base.path} is quantised already, and a search ends with that.",
+            hint="Start from the float run that it was made of, or add --set chain.int8=none.",
+        )
+    sizes = ("depth", chain.depth, len(base.config.layers)), ("channels", chain.channels, base.config.width)
+    for key, asked, there in sizes:
+        if asked > there:
+            raise LspError(f"chain.{key} = {asked}, and the model has {there}.", hint="Give fewer.")
 
 
 def _still(held: directory.Run, goal: Goal) -> dict[str, Any]:
