@@ -99,18 +99,19 @@ def test_every_example_has_one_place_in_a_shared_row(words: Tokenizer) -> None:
     seen, used, there = [], 0, 0
     for chosen, batch in shared(examples):
         rows, width = batch["tokens"].shape
-        assert chosen.shape == (rows, places(width)) and rows * width <= TOKENS_AT_ONCE
+        assert chosen.shape == (rows, places(width)) and rows * width <= TOKENS_AT_ONCE and width % 64 == 0 and rows > 1
         for row, place in np.argwhere(chosen >= 0).tolist():
             here = batch["segments"][row] == place + 1
             example = int(chosen[row, place])
             seen.append(example)
+            assert here[0] or examples.lengths[example] <= 32, "a long one begins its row"
             np.testing.assert_array_equal(batch["tokens"][row][here], examples.tokens[example])
             assert (np.diff(np.flatnonzero(here)) == 1).all()
             expected = np.arange(here.sum()) >= examples.seconds[example]
             np.testing.assert_array_equal(batch["types"][row][here], expected)
         used, there = used + int((batch["segments"] > 0).sum()), there + int((chosen >= 0).any(1).sum()) * width
     assert sorted(seen) == list(range(len(TEXTS))) and used == examples.lengths.sum()
-    assert used > 0.8 * there, "texts of five lengths, most over half a row: others fill more"
+    assert used > 0.7 * there, "texts of five lengths, most over half a row: others fill more"
 
 
 def test_short_examples_share_and_long_ones_have_wide_rows(words: Tokenizer) -> None:

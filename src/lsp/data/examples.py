@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from grain import MapDataset
 
 POOL = 64  # batches whose examples are sorted by length together
-SHORTEST_ROW = 64  # tokens of a row that examples share, at least
+# Rows that examples share. XLA's CPU has other programs for small arrays, and adds up a text of more than 32 tokens in
+# another order where it does not begin the row: so last bits would differ, of which an int8 model makes hundredths of a
+# logit. With two rows or more, of multiples of 64 tokens and with 16 places, and long texts at their start, an example
+# has the same answer alone and in any company; benchmarks/company.py looks for one that has not.
+ROW, PLACES, LONG = 64, 16, 32
 TOKENS_AT_ONCE = 2048  # of such a batch
 EACH = ("labels", "weights", "known", "too_long", "seconds", "lengths")  # arrays [N, …] of `Examples`
 
@@ -199,8 +203,8 @@ def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
     of which row, int64 [B, E] with -1 where none is; tokens, segments and types [B, T]). There is hardly any padding,
     and most batches have one shape.
 
-    The longest example goes first, each into the fullest row with room for it; a row is as wide as the one that opened
-    it needs.
+    The longest example goes first. Long ones open a row each, short ones go into the fullest row with room for them; a
+    row is as wide as the one that opened it needs.
     """
     rows: dict[int, list[list[int]]] = {}  # by width
     waiting: dict[int, list[tuple[int, list[int]]]] = {}  # rows and their widths, by the room that is left
@@ -208,12 +212,12 @@ def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
     lengths = examples.lengths.tolist()
     for example in np.argsort(-examples.lengths, kind="stable").tolist():
         size = lengths[example]
-        if fitting := rooms >> size:
+        if size <= LONG and (fitting := rooms >> size):
             room = size + (fitting & -fitting).bit_length() - 1
             width, row = waiting[room].pop()
             rooms &= ~(1 << room) if not waiting[room] else -1
         else:
-            room = width = max(width_for(size), SHORTEST_ROW)
+            room = width = math.ceil(width_for(size) / ROW) * ROW
             row = []
             rows.setdefault(width, []).append(row)
         row.append(example)
@@ -224,7 +228,7 @@ def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
         full = max(1, TOKENS_AT_ONCE // width)
         for start in range(0, len(some), full):
             part = some[start : start + full]
-            yield _shared_batch(examples, part, min(full, 1 << (len(part) - 1).bit_length()), width)
+            yield _shared_batch(examples, part, min(full, max(2, 1 << (len(part) - 1).bit_length())), width)
 
 
 def alone(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
@@ -251,7 +255,7 @@ def sorted_by_length(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
 
 def places(width: int) -> int:
     """How many examples may share a row of so many tokens."""
-    return width // 8
+    return max(PLACES, width // 8)
 
 
 def _shared_batch(examples: Examples, rows: list[list[int]], count: int, width: int) -> tuple[np.ndarray, Batch]:

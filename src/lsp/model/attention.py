@@ -13,6 +13,7 @@ from lsp.model import sharding
 
 # Added to the score of a pair that must not meet. Finite, so that a row of padding stays a number.
 BLOCKED = -1e9
+BLOCK = 64  # rows of a product in multiples of which XLA's CPU gives one the same bits, however many there are
 AMPERE = 8.0  # the first cards that cuDNN has fused attention for
 
 
@@ -50,6 +51,10 @@ def attend(
     tokens see so many neighbours to either side only. The queries are those of all tokens, or of the tokens `at`.
     """
     own_BQ = segments_BT if at_BQ is None else jnp.take_along_axis(segments_BT, at_BQ, axis=1)
+    queries = q_BHQS.shape[2]
+    if at_BQ is not None and queries > 1:
+        # One for each example that may share a row: other numbers, with other rows, would be other products.
+        q_BHQS, own_BQ, at_BQ = (_whole(x, axis) for x, axis in ((q_BHQS, 2), (own_BQ, 1), (at_BQ, 1)))
     meet_BQT = own_BQ[:, :, None] == segments_BT[:, None, :]
     if window:
         place_T = jnp.arange(segments_BT.shape[1])
@@ -57,7 +62,13 @@ def attend(
         meet_BQT &= jnp.abs(place_BQ[:, :, None] - place_T) <= window
     if at_BQ is None and fuses(q_BHQS):
         return fused(q_BHQS, k_BHTS, v_BHTS, meet_BQT)
-    return plain(q_BHQS, k_BHTS, v_BHTS, meet_BQT)
+    return plain(q_BHQS, k_BHTS, v_BHTS, meet_BQT)[:, :, :queries]
+
+
+def _whole(x: jax.Array, axis: int) -> jax.Array:
+    """With zeros after it up to a multiple of BLOCK."""
+    widths = [(0, -x.shape[axis] % BLOCK if number == axis else 0) for number in range(x.ndim)]
+    return jnp.pad(x, widths)
 
 
 def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax.Array) -> jax.Array:
