@@ -183,7 +183,7 @@ class Chain:
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
     shape: str = key("", "with `depth`, what each layer keeps, `12+672 11+384 …` heads and feed-forward units; nothing is measured then")
     through: str = key("", "with `shape`, what each layer keeps half-way there, where it is trained before the rest goes")
-    hidden: float = key(1.0, "`prune.hidden` of the training that recovers: weight of being as before inside too; 0 means answers alone, in about half the time")
+    hidden: float = key(1.0, "`prune.hidden` of the training that recovers: weight of being as before inside too; 0 means answers alone, and the whole model does not run in every step")
     int8: Literal["auto", Int8Kind] = key("auto", "int8 weights and activations at the end: with a scale for each matrix (`static`), for each token (`dynamic`) or none of it (`none`); `auto` is static, which is the fastest, unless that costs the model without pruning half a point more than dynamic")
 
 
