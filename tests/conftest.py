@@ -3,9 +3,11 @@ emits in its older and quicker way, and that are compiled once for all tests: th
 is most of what the tests take. tests/test_compiled.py runs a few as users have them."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 # Before jax reads them; commands, and the other workers of pytest-xdist, inherit them.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
@@ -22,6 +24,16 @@ import pytest
 from lsp.model.config import Layer, ModelConfig
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """For what nests until Python's stack ends: a finalizer that runs there fails for want of stack, and pytest takes
+    its failure for the test's."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(params=["bert", "modern"])

@@ -149,6 +149,7 @@ def test_what_lsp_did_not_write_is_never_touched(tmp_path: Path, overwrite: bool
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_a_damaged_marker_is_not_taken_for_ours(tmp_path: Path) -> None:
     for text in ("{", "[]", '{"format": 1}', "[" * 100_000):
         (tmp_path / "run.json").write_text(text)
@@ -327,6 +328,7 @@ def test_a_manifest_with_odd_entries_is_refused(tmp_path: Path, entry: Any) -> N
         *('{"format":1}', '{"format": 1, "files": {}, "self": ""}', '{"format": true, "files": {}, "self": "x"}'),
     ],
 )
+@pytest.mark.usefixtures("uncollected")
 def test_a_manifest_that_is_no_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with refused(Exit.ARTIFACT, "manifest.json"):

@@ -412,9 +412,9 @@ def test_a_search_takes_a_chain_and_its_recipe_makes_it_again(
     jax.tree.map(np.testing.assert_array_equal, first.params, other.params)
     assert second["metrics"] == made["metrics"]
     untrained = dataclasses.replace(again, train=dataclasses.replace(train, epochs=0.0))
-    for out, said in (("none", "the closest is"), ("again", "is complete, for another goal")):
+    for out, how, said in (("none", untrained, "the closest is"), ("again", again, "is complete, for another goal")):
         with pytest.raises(LspError, match=said) as missed:
-            search.run(road / "classifier", tmp_path / out, untrained, files, Goal(0.0, 99.0), AGAIN, STAGES)
+            search.run(road / "classifier", tmp_path / out, how, files, Goal(0.0, 99.0), AGAIN, STAGES)
         assert missed.value.code == 1
 
 

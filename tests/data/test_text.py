@@ -75,6 +75,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> Non
         ("m.txt.zst", b"\x28\xb5\x2f\xfd....", "damaged or cut short"),
     ],
 )
+@pytest.mark.usefixtures("uncollected")
 def test_unusable_text_is_named_with_file_and_line(tmp_path: Path, name: str, data: bytes, said: str) -> None:
     path = write(tmp_path / name, data)
     with pytest.raises(LspError) as error:

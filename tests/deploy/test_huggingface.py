@@ -352,6 +352,7 @@ def test_two_classes_have_two_names(tmp_path: Path) -> None:
     refused(folder, "one name for two classes")
 
 
+@pytest.mark.usefixtures("uncollected")
 def test_files_that_are_none_are_refused(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     for spoilt in (b"", weights[:100], weights[:-1], (2**62).to_bytes(8, "little") + weights[8:], b"\0" * 64):
