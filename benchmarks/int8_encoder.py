@@ -22,6 +22,7 @@ from lsp import recipe  # noqa: E402
 from lsp.compress.quantize import quantize  # noqa: E402
 from lsp.model.config import ModelConfig  # noqa: E402
 from lsp.model.encoder import graphdef, initialise  # noqa: E402
+from lsp.model.int8 import compiler_options  # noqa: E402
 
 
 def main() -> None:
@@ -36,7 +37,10 @@ def main() -> None:
     forward = jax.jit(lambda params, batch: nnx.merge(structure, params).classify(*batch))
     fp32 = jax.device_put(initialise(config, 0))
     kinds = {"fp32": fp32, "int8": jax.device_put(quantize(fp32))}
-    compiled = {kind: forward.lower(params, batch).compile() for kind, params in kinds.items()}
+    compiled = {
+        kind: forward.lower(params, batch).compile(compiler_options=compiler_options(params))
+        for kind, params in kinds.items()
+    }
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     for _ in range(options.repeats):
         for kind, params in kinds.items():

@@ -14,6 +14,7 @@ accuracy, examples a second, and times as fast as PyTorch, by medians and by the
 """
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -146,11 +147,16 @@ def dev_rows(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def lsp(run: Path, args: argparse.Namespace) -> tuple[Model, int]:
+    from lsp.allocator import keep_freed_memory
+
+    keep_freed_memory(one_heap=False)  # as the command line does where it answers, before jax makes threads
+
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
     from lsp import checkpoint
+    from lsp.model import int8
     from lsp.model.encoder import graphdef
     from lsp.train import labelled
     from lsp.train.evaluate import Classifier
@@ -160,7 +166,7 @@ def lsp(run: Path, args: argparse.Namespace) -> tuple[Model, int]:
     examples = labelled.read(args.data_root / "sst2" / "dev.tsv", ((), ""), base.labels, how)
     classifier, params, structure = Classifier(base.config), jax.device_put(base.params), graphdef(base.config)
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=int8.compiler_options(base.params))
     def logits(params: Any, tokens: jax.Array) -> jax.Array:
         return nnx.merge(structure, params).classify(tokens, jnp.ones_like(tokens), jnp.zeros_like(tokens))
 

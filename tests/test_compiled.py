@@ -7,6 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 AGAIN = (
+    "tests/model/test_encoder.py::test_an_inverse_root_is_right_and_the_same_however_many_there_are",
     "tests/model/test_int8.py::test_the_extremes_do_not_saturate",
     "tests/model/test_int8.py::test_a_row_does_not_depend_on_its_batch",
     "tests/train/test_step.py::test_a_loss_that_is_not_finite_changes_nothing[modern]",

@@ -36,6 +36,11 @@ def multiplies_int8() -> bool | None:
     return not {"avx512_vnni", "avx_vnni", "asimddp"}.isdisjoint(features().split())
 
 
+def multiplies_int8_by_512_bits() -> bool:
+    """Whether that instruction takes 64 products at a time."""
+    return "avx512_vnni" in features().split()
+
+
 def _line(*begins: str) -> str:
     """The first line of /proc/cpuinfo that begins so; empty where there is none."""
     try:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from lsp import LspError, recipe
 from lsp.model import attention, cost
+from lsp.model.blocks import inverse_root
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model, add_bias, drop, graphdef, initialise, shapes
 from lsp.model.sharding import EACH
@@ -213,6 +214,17 @@ def test_the_gradient_of_a_bias_is_the_sum_over_all_rows(dtype: str):
     np.testing.assert_allclose(
         np.asarray(dbias, np.float64), expected, rtol=2e-2 if dtype == "bfloat16" else 1e-5, atol=1e-5
     )
+
+
+def test_an_inverse_root_is_right_and_the_same_however_many_there_are():
+    x = (10 ** np.random.default_rng(0).uniform(-12, 12, 512)).astype(np.float32)
+    options = {"xla_cpu_prefer_vector_width": 512} if jax.default_backend() == "cpu" else None
+    program = jax.jit(inverse_root, compiler_options=options)
+    found, expected = program(x), x.astype(np.float64) ** -0.5
+    np.testing.assert_allclose(found, expected, rtol=2e-7)
+    np.testing.assert_allclose(jax.vmap(jax.grad(inverse_root))(x), -0.5 * expected**3, rtol=1e-6)
+    for count in (1, 7, 16, 17, 32, 63, 64, 200):
+        np.testing.assert_array_equal(program(x[:count]), found[:count], err_msg=str(count))
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_ones_that_do():
