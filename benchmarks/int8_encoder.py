@@ -21,8 +21,7 @@ from flax import nnx  # noqa: E402
 from lsp import recipe  # noqa: E402
 from lsp.compress.quantize import quantize  # noqa: E402
 from lsp.model.config import ModelConfig  # noqa: E402
-from lsp.model.encoder import graphdef, initialise  # noqa: E402
-from lsp.model.int8 import compiler_options  # noqa: E402
+from lsp.model.encoder import compiler_options, graphdef, initialise  # noqa: E402
 
 
 def main() -> None:

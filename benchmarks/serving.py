@@ -156,8 +156,7 @@ def lsp(run: Path, args: argparse.Namespace) -> tuple[Model, int]:
     from flax import nnx
 
     from lsp import checkpoint
-    from lsp.model import int8
-    from lsp.model.encoder import graphdef
+    from lsp.model.encoder import compiler_options, graphdef
     from lsp.train import labelled
     from lsp.train.evaluate import Classifier
 
@@ -166,7 +165,7 @@ def lsp(run: Path, args: argparse.Namespace) -> tuple[Model, int]:
     examples = labelled.read(args.data_root / "sst2" / "dev.tsv", ((), ""), base.labels, how)
     classifier, params, structure = Classifier(base.config), jax.device_put(base.params), graphdef(base.config)
 
-    @functools.partial(jax.jit, compiler_options=int8.compiler_options(base.params))
+    @functools.partial(jax.jit, compiler_options=compiler_options(base.params))
     def logits(params: Any, tokens: jax.Array) -> jax.Array:
         return nnx.merge(structure, params).classify(tokens, jnp.ones_like(tokens), jnp.zeros_like(tokens))
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lsp import LspError, recipe
+from lsp import LspError, processor, recipe
 from lsp.model import attention, cost
 from lsp.model.blocks import inverse_root
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import Model, add_bias, drop, graphdef, initialise, shapes
+from lsp.model.encoder import Model, add_bias, compiler_options, drop, graphdef, initialise, shapes
+from lsp.model.int8 import quantize_array
 from lsp.model.sharding import EACH
 
 
@@ -225,6 +226,19 @@ def test_an_inverse_root_is_right_and_the_same_however_many_there_are():
     np.testing.assert_allclose(jax.vmap(jax.grad(inverse_root))(x), -0.5 * expected**3, rtol=1e-6)
     for count in (1, 7, 16, 17, 32, 63, 64, 200):
         np.testing.assert_array_equal(program(x[:count]), found[:count], err_msg=str(count))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("known", ["avx512f avx512_vnni", "avx2 avx_vnni", ""])
+def test_whole_registers_are_for_int8_on_processors_that_multiply_in_them(
+    known: str, backend: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(processor, "features", lambda: known)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    w = np.ones((4, 3), np.float32)
+    wide = compiler_options({"a": w, "b": quantize_array(w, 1)}).get("xla_cpu_prefer_vector_width")
+    assert wide == (512 if "avx512" in known and backend == "cpu" else None)
+    assert "xla_cpu_prefer_vector_width" not in compiler_options({"a": w})
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_ones_that_do():

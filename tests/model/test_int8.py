@@ -222,19 +222,6 @@ def test_export_keeps_int8_with_any_batch_on_every_platform(vnni: bool, monkeypa
     assert "xbf16>, tensor<64x32xbf16>" in elsewhere.mlir_module()  # exact on any card
 
 
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-@pytest.mark.parametrize("known", ["avx512f avx512_vnni", "avx2 avx_vnni", ""])
-def test_whole_registers_are_for_int8_on_processors_that_multiply_in_them(
-    known: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processor, "features", lambda: known)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    w = normal(64, 32)
-    wide = {"xla_cpu_prefer_vector_width": 512} if "avx512" in known and backend == "cpu" else None
-    assert int8.compiler_options({"a": w, "b": quantize_array(w, 1)}) == wide
-    assert int8.compiler_options({"a": w}) is None
-
-
 def test_without_the_mixed_dot_the_plain_one_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     w8 = quantize_array(normal(64, 32), 1)
     x = jnp.asarray(normal(5, 64))

@@ -14,6 +14,7 @@ from lsp.model import sharding
 # Added to the score of a pair that must not meet. Finite, so that a row of padding stays a number.
 BLOCKED = -1e9
 BLOCK = 64  # rows of a product in multiples of which XLA's CPU gives one the same bits, however many there are
+KEPT_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # XLA's CPU would take them out before it fuses
 AMPERE = 8.0  # the first cards that cuDNN has fused attention for
 
 
@@ -78,8 +79,10 @@ def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax
     2022): T²·H fewer values are written.
     """
     q_BHQS = q_BHQS * q_BHQS.shape[-1] ** -0.5  # the smaller array of the two to scale
+    # A mask of each layer's own: one for all XLA's CPU writes out for every head, and each layer reads T²·H of it.
+    mask_BQT, q_BHQS = jax.lax.optimization_barrier((jnp.where(meet_BQT, 0.0, BLOCKED), q_BHQS))
     scores_BHQT = jnp.einsum("bhqs,bhts->bhqt", q_BHQS, k_BHTS, preferred_element_type=jnp.float32)
-    scores_BHQT = scores_BHQT + jnp.where(meet_BQT, 0.0, BLOCKED)[:, None]
+    scores_BHQT = scores_BHQT + mask_BQT[:, None]
     largest_BHQ1 = jax.lax.stop_gradient(scores_BHQT.max(-1, keepdims=True))
     weights_BHQT = jnp.exp(scores_BHQT - largest_BHQ1)
     sums_BHQ1 = weights_BHQT.sum(-1, keepdims=True)

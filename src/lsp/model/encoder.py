@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lsp import processor
 from lsp.model import attention
 from lsp.model.bilstm import LSTMLayer
 from lsp.model.blocks import PRODUCT, Linear, Table, add_bias, drop, gelu, gelu_tanh, kernel_std, norm, unchanged
 from lsp.model.config import Layer, ModelConfig
-from lsp.model.int8 import Int8, matmul
+from lsp.model.int8 import Int8, matmul, present
 from lsp.model.sharding import hold
 from lsp.recipe import Remat
 
@@ -308,6 +309,16 @@ def initialise(config: ModelConfig, seed: int) -> Tree:
 def graphdef(config: ModelConfig, remat: Remat = "none") -> Any:
     """The structure that `nnx.merge(graphdef, params)` turns parameters into a model with."""
     return nnx.split(nnx.eval_shape(lambda: Model(config, nnx.Rngs(0), remat)))[0]
+
+
+def compiler_options(params: Tree) -> dict[str, Any]:
+    """XLA's options for a program that answers with these parameters, on a CPU: attention's barriers stay; and int8 has
+    all of a register of 512 bits. XLA leaves half of one unused, lest an older processor lower its clock, as it does
+    for int8 products anyway."""
+    if jax.default_backend() != "cpu":
+        return {}
+    wide = present(params) and processor.multiplies_int8_by_512_bits()
+    return attention.KEPT_BARRIERS | ({"xla_cpu_prefer_vector_width": 512} if wide else {})
 
 
 def shapes(config: ModelConfig) -> Tree:

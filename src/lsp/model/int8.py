@@ -149,13 +149,6 @@ def present(params: Any) -> bool:
     return any(isinstance(leaf, Int8) for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Int8)))
 
 
-def compiler_options(params: Any) -> dict[str, int] | None:
-    """XLA's options for a program of these parameters. Its CPU leaves half of each register of 512 bits unused, lest an
-    older processor lower its clock; int8 products use all of it and have it do so anyway."""
-    wide = jax.default_backend() == "cpu" and processor.multiplies_int8_by_512_bits() and present(params)
-    return {"xla_cpu_prefer_vector_width": 512} if wide else None
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: jax.Array, w: jax.Array, transpose: bool) -> jax.Array:
     """`x @ w` of floats, with the weight's gradient as one product over the rows of x and dy as they lie in memory.

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from lsp import LspError, interrupt
 from lsp import recipe as recipes
+from lsp.model.attention import KEPT_BARRIERS
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import REMAT, graphdef
 from lsp.train import memory, optimizer, processes, replicas
@@ -80,7 +81,7 @@ def program(lowered: Any, remat: recipes.Remat, mesh: Mesh) -> Any:
     """The program of a lowered step. XLA's CPU would take out the barriers around what is computed again, find that it
     was computed before, and keep it."""
     cpu = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"} if cpu and remat != "none" else None
+    options = KEPT_BARRIERS if cpu and remat != "none" else None
     return interrupt.apart(partial(lowered.compile, compiler_options=options))
 
 

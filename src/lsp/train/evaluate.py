@@ -12,9 +12,8 @@ from flax import nnx
 
 from lsp import interrupt
 from lsp.data.examples import Examples, places, shared, width_for
-from lsp.model import int8
 from lsp.model.config import ModelConfig
-from lsp.model.encoder import Model, graphdef
+from lsp.model.encoder import Model, compiler_options, graphdef
 from lsp.train import metrics, objectives
 from lsp.train.metrics import Mean
 
@@ -45,7 +44,7 @@ class Forward:
         arrays = [*leaves, *batch.values()]
         shape = (structure, *batch, *((array.shape, array.dtype) for array in arrays))
         if shape not in self.compiled:
-            lowered, options = self.jitted.lower(params, batch), int8.compiler_options(params)
+            lowered, options = self.jitted.lower(params, batch), compiler_options(params)
             self.compiled[shape] = interrupt.apart(functools.partial(lowered.compile, compiler_options=options))
             jax.block_until_ready(self.compiled[shape](params, batch))
         began = time.perf_counter()
