@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ from lsp.data.batches import Batch
 from lsp.data.examples import Examples, places, shared
 from lsp.model import attention
 from lsp.model.config import Layer, ModelConfig
-from lsp.model.encoder import graphdef, initialise
+from lsp.model.encoder import compiler_options, graphdef, initialise
 
 Tree = Any
 Key = TypeVar("Key", bound=Hashable)
@@ -104,7 +105,7 @@ def _call(
 ) -> Callable[[], Any]:
     structure, params = graphdef(config), form(initialise(config, 0))
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(params))
     def run(params: Tree, x_BTD: jax.Array, segments_BT: jax.Array) -> jax.Array:
         model = nnx.merge(structure, params)
         turn = model.turns(attention.positions(segments_BT))[0]
@@ -127,7 +128,7 @@ def _classify(config: ModelConfig, params: Tree, arrays: dict[str, jax.Array]) -
     params = jax.device_put(params)
     structure, room = graphdef(config), places(arrays["tokens"].shape[1])
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options(params))
     def run(params: Tree, batch: dict[str, jax.Array]) -> jax.Array:
         model = nnx.merge(structure, params)
         return model.classify(batch["tokens"], batch["segments"], batch["types"], shared=room)
