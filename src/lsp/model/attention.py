@@ -79,11 +79,13 @@ def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax
     2022): T²·H fewer values are written.
     """
     q_BHQS = q_BHQS * q_BHQS.shape[-1] ** -0.5  # the smaller array of the two to scale
-    # A mask of each layer's own: one for all XLA's CPU writes out for every head, and each layer reads T²·H of it. A
-    # barrier would keep the mask's gradient too, which nobody asks for.
-    mask_BQT, q_BHQS = jax.lax.optimization_barrier((jnp.where(meet_BQT, 0.0, BLOCKED), q_BHQS))
+    mask_BQT = jnp.where(meet_BQT, 0.0, BLOCKED)
+    if jax.default_backend() == "cpu":
+        # A mask of each layer's own: one for all XLA's CPU writes out for every head, and each layer reads T²·H of it.
+        mask_BQT, q_BHQS = jax.lax.optimization_barrier((mask_BQT, q_BHQS))
+    mask_BQT = jax.lax.stop_gradient(mask_BQT)  # which a barrier would keep
     scores_BHQT = jnp.einsum("bhqs,bhts->bhqt", q_BHQS, k_BHTS, preferred_element_type=jnp.float32)
-    scores_BHQT = scores_BHQT + jax.lax.stop_gradient(mask_BQT)[:, None]
+    scores_BHQT = scores_BHQT + mask_BQT[:, None]
     largest_BHQ1 = jax.lax.stop_gradient(scores_BHQT.max(-1, keepdims=True))
     weights_BHQT = jnp.exp(scores_BHQT - largest_BHQ1)
     sums_BHQ1 = weights_BHQT.sum(-1, keepdims=True)
