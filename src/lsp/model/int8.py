@@ -8,16 +8,15 @@ exactly in int32.
 On a CPU the fast dot is uint8 x int8 -> int32 (AVX512-VNNI has no signed by signed form), so q + 128 is sent and
 128 x the column's sum is taken off again. `lax.dot_general` cannot express mixed types on a CPU: JAX widens both sides
 to int32 first. Hence two small primitives; elsewhere, and where an x86 has no VNNI, they lower to an ordinary int8 x
-int8 -> int32 dot. A GPU's compiler is not believed: where small products of that kind come out wrong, they go through
-bfloat16, which is exact too. An exported program has for each platform what is right on any machine. The sums are the
-same whole numbers in each.
+int8 -> int32 dot, and on a GPU to products in bfloat16, exact too. An exported program has for each platform what is
+right on any machine. The sums are the same whole numbers in each.
 """
 
 import abc
 import functools
 import platform
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -218,7 +217,8 @@ def _biased(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -
 
 def _floats(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
     """The same numbers through bfloat16, which holds each of -128 to 127, and float32, which holds the sums of EXACT
-    products."""
+    products. For GPUs: there XLA fuses a cast to int8 into a Triton kernel, which with tiles of 16 along K gave twice
+    the right sum (jax 0.11.2, an H100). What tiles one gets is found by timing, so no trial tells of the next."""
     inputs, axis, sums = x.shape[-1], int(transpose), []
     for start in range(0, inputs, EXACT):
         stop = min(start + EXACT, inputs)
@@ -243,12 +243,6 @@ def _lower_cpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bo
     return rule(ctx, *operands, transpose=transpose)
 
 
-def _lower_gpu(ctx: mlir.LoweringRuleContext, *operands: ir.Value, transpose: bool) -> Any:
-    here = len(ctx.module_context.platforms) == 1 and jax.default_backend() == "gpu"  # else for a card nobody knows
-    rule = mlir.lower_fun(_plain if here and _plain_works() else _floats, multiple_results=False)
-    return rule(ctx, *operands, transpose=transpose)
-
-
 def _out(x: Any, q: Any, *_: Any, transpose: bool) -> jax.core.ShapedArray:
     return jax.core.ShapedArray((*x.shape[:-1], q.shape[1 - int(transpose)]), jnp.dtype("int32"))
 
@@ -263,7 +257,7 @@ _define(_mixed)
 mlir.register_lowering(_mixed, _lower_mixed)
 mlir.register_lowering(_dot, mlir.lower_fun(_plain, multiple_results=False))
 mlir.register_lowering(_dot, _lower_cpu, platform="cpu")
-mlir.register_lowering(_dot, _lower_gpu, platform="gpu")
+mlir.register_lowering(_dot, mlir.lower_fun(_floats, multiple_results=False), platform="gpu")
 
 
 def _mixed_pays() -> bool:
@@ -274,51 +268,25 @@ def _mixed_pays() -> bool:
 
 @functools.cache
 def _mixed_works() -> bool:
-    """Does this machine's XLA compile the mixed dot, and to the right numbers?"""
-    # The extremes: instructions older than VNNI saturate at 16 bits here.
-    works = _agrees(mixed_dot, _whole(np.uint8, 255), (16,), "cpu")
+    """Does this machine's XLA compile the mixed dot, and to the right numbers? Asked once, before the first use.
+
+    The question comes up while another function is lowered, perhaps under a mesh: a thread of its own has neither.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        works = thread.submit(_agrees, mixed_dot).result()
     if not works:
         warnings.warn("This CPU build of XLA has no exact uint8 x int8 dot: int8 runs on a slower one.", stacklevel=2)
     return works
 
 
-@functools.cache
-def _plain_works() -> bool:
-    """Does XLA compile the plain dot to the right numbers for this GPU? jax 0.11.2 did not always, for an H100."""
-    works = _agrees(_rounded, _whole(np.int8, LARGEST).astype(np.float32), (1, 8, 16, 128), "gpu")
-    if not works:
-        warnings.warn("XLA's int8 products are wrong on this GPU: they are made in bfloat16, exactly.", stacklevel=2)
-    return works
-
-
-def _rounded(x: jax.Array, q: jax.Array) -> jax.Array:
-    """The dot with what goes before it in use, for XLA makes one kernel of both. Rows whose largest is 127 stay."""
-    return _plain(jnp.round(x * (LARGEST / jnp.abs(x).max(-1, keepdims=True))), q, x, transpose=False)
-
-
-def _whole(kind: Any, largest: int) -> np.ndarray:
-    """Rows [128, 64] of whole numbers, the largest in each of them, one of nothing else."""
-    rows = np.random.default_rng(0).integers(-LARGEST if kind == np.int8 else 0, largest, (128, 64), kind)
-    rows[0], rows[:, 0] = largest, largest
-    return rows
-
-
-def _agrees(
-    dot: Callable[[jax.Array, jax.Array], jax.Array], rows: np.ndarray, counts: Sequence[int], backend: str
-) -> bool:
-    """Whether a dot gives NumPy's numbers, for so many of the rows each time. Asked once, before the first use: while
-    another function is lowered, perhaps under a mesh, so in a thread of its own, which has neither."""
-    q = np.random.default_rng(1).integers(-LARGEST, LARGEST, (64, 32), np.int8)
-    q[:, 0], q[:, 1] = LARGEST, -LARGEST
-    right = rows.astype(np.int32) @ q.astype(np.int32)
-
-    def same() -> bool:
-        device = jax.local_devices(backend=backend)[0]
-        found = [jax.jit(dot)(*jax.device_put((rows[:count], q), device)) for count in counts]
-        return all(np.array_equal(y, right[: len(y)]) for y in found)
-
+def _agrees(dot: Callable[[jax.Array, jax.Array], jax.Array]) -> bool:
+    """Whether a dot of uint8 and int8 gives NumPy's numbers on the CPU."""
+    rng = np.random.default_rng(0)
+    u = rng.integers(0, 256, (16, 64), dtype=np.uint8)
+    q = rng.integers(-LARGEST, LARGEST + 1, (64, 32), dtype=np.int8)
+    u[0], q[:, 0], q[:, 1] = 255, LARGEST, -LARGEST  # instructions older than VNNI saturate at 16 bits here
     try:
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(same).result()
-    except Exception:  # whatever a future XLA says to a dot, the other way remains
+        found = jax.jit(dot)(*jax.device_put((u, q), jax.local_devices(backend="cpu")[0]))
+        return np.array_equal(found, u.astype(np.int32) @ q.astype(np.int32))
+    except Exception:  # whatever a future XLA says to a mixed dot, the plain one remains
         return False
