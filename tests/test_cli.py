@@ -134,6 +134,12 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
             "error: No such option: --recpie. Did you mean '--recipe'?\nfix: lsp pretrain -h",
         ),
         (["pretrain", "--data", "."], "error: Missing option '--out'.\nfix: lsp pretrain -h"),
+        (
+            ["evaluate", "tests/data", "--data", "."],
+            "error: Missing option '--from'.\nfix: Name the run with it: lsp evaluate --from tests/data\n",
+        ),
+        (["evaluate", "--data", "."], "error: Missing option '--from'.\nfix: lsp evaluate -h"),
+        (["bench", "--from", "."], "error: No such option: --from.\nfix: The run goes without it: lsp bench RUN\n"),
         (["finetune", "--from"], "error: Option '--from' requires an argument.\n"),
         (
             ["export", "--from", ".", "--out", "x", "--format", "onx"],

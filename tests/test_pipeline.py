@@ -263,6 +263,48 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
     assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > min(0.5, most))
 
 
+@pytest.mark.parametrize(
+    ("goal", "costs", "pieces", "tries"),
+    [
+        (Goal(1.0, 1.5, 8), 0.5, 77, 2),
+        (Goal(1.0, 1.5, 8), 0.6, 0, 2),
+        (Goal(1.0, 1.5, 9), 0.0, 0, 1),  # small enough
+        (Goal(1.0, 1.5), 0.0, 0, 1),  # asks for no size
+    ],
+)
+def test_rare_pieces_go_where_size_is_missed_unless_that_costs_too_much(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goal: Goal, costs: float, pieces: int, tries: int
+) -> None:
+    trial = begun(road, tmp_path, "static")
+
+    def tried(shape: Any, trained: bool) -> Tried:
+        return Tried("x", None, False, 0.1 + costs * bool(trial.pieces), 2.0, 9, "static", 1, trial.pieces)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    monkeypatch.setattr(trial, "common", lambda: 77)
+    found = list(search._unpruned(trial, goal))
+    assert trial.pieces == pieces and [one.pieces for one in found] == [0, 77][:tries]
+
+
+def test_a_chain_with_fewer_pieces_is_named_and_spelt(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apart, "speedup", lambda run, base, texts: 1.0)
+    trial = begun(road, tmp_path, "none")
+    every = trial.tried(None, trained=False)
+    trial.pieces = trial.common()
+    fewer = trial.tried(None, trained=False)
+    monkeypatch.setattr(trial, "_made", lambda start, name, *rest: tmp_path / name)
+    pruned = trial._pruned(road / "classifier", Shape(2, 1.5), trained=False)
+    models = [checkpoint.open(Path(one.run)) for one in (every, fewer)]
+    assert [model.path.name for model in models] == ["pieces", f"pieces-{trial.pieces}"]
+    assert [run.name for run in pruned] == [f"2-layers-{trial.pieces}-pieces-1.5x"]
+    assert models[1].config.vocab_size < models[0].config.vocab_size and fewer.bytes < every.bytes
+    for one, model in zip((every, fewer), models, strict=True):
+        (tmp_path / "chain.toml").write_text(search._chain(trial.recipe, one, model))
+        assert recipe.load(recipe.Search, tmp_path / "chain.toml", []).chain.pieces == one.pieces
+
+
 def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +375,7 @@ def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> 
     wrong, slow = Tried("x", None, False, 3.0, 2.0, 9), Tried("x", None, False, 0.5, 1.0, 9)
     assert not trial.over() and "--budget" not in trial.hint(wrong, Goal(1.0, 1.5))
     assert "chain.int8=none" in trial.hint(wrong, Goal(1.0, 1.5)), "what loses less"
+    assert "chain.pieces" in trial.hint(slow, Goal(1.0, 1.5, 8))
     said = trial.hint(slow, Goal(1.0, 1.5))
     assert said == "Ask for less or distil to a narrower model first; all that was tried is in candidates/."
     assert trial.over(3700.0) and "more --budget" in trial.hint(slow, Goal(1.0, 1.5))

@@ -153,6 +153,7 @@ def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes
         (["chain.channels=64"], "chain.channels is for the one chain of chain.depth"),
         (["chain.speedup=2"], "chain.speedup is for the one chain of chain.depth"),
         (["chain.depth=1", "chain.through=4+96"], "half-way to chain.shape"),
+        (["chain.pieces=99", "chain.vocabulary=false"], "chain.vocabulary = false that all do"),
     ],
 )
 def test_half_a_chain_is_refused(changes: list[str], why: str) -> None:

@@ -5,7 +5,11 @@ jax's errors are known by their text, so that a mistake in the command line need
 
 import errno
 import re
+import shlex
 import shutil
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 
 import typer
 
@@ -15,9 +19,9 @@ FULL = {errno.ENOSPC, errno.EDQUOT}
 MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
 
 
-def explain(error: BaseException, saves: bool = True) -> LspError:
-    """What went wrong, what to type and the exit code, for anything that a command can raise, which `saves` what it has
-    done or has nothing to save."""
+def explain(error: BaseException, saves: bool = True, words: Sequence[str] = ()) -> LspError:
+    """What went wrong, what to type and the exit code, for anything that a command of these `words` can raise, which
+    `saves` what it has done or has nothing to save."""
     text = str(error)
     if isinstance(error, LspError):
         return error
@@ -27,7 +31,7 @@ def explain(error: BaseException, saves: bool = True) -> LspError:
             return LspError("Stopped.", code=code)
         return LspError("Stopped; what was done is saved.", hint="Run the same command again to continue.", code=code)
     if isinstance(error, typer.TyperException):
-        return explain_usage(error)
+        return explain_usage(error, words)
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("lsp"):
         hint = f"Set lsp up again: {SETUP}"
         return LspError(f"The Python package {error.name} is missing.", hint=hint, code=Exit.MACHINE)
@@ -57,13 +61,20 @@ def root(error: BaseException) -> BaseException:
     return behind or error
 
 
-def explain_usage(error: typer.TyperException) -> LspError:
-    """Typer's complaint with the nearest option or command, and the help to ask for."""
+def explain_usage(error: typer.TyperException, words: Sequence[str] = ()) -> LspError:
+    """Typer's complaint with the nearest option or command, and the help to ask for, or what was meant."""
     context = getattr(error, "ctx", None)
     asked = context.command_path if context is not None else ""
     message = error.format_message().rstrip(".") + "."
+    hint = f"{asked or 'The command with'} -h shows an example and every option."
     unknown = getattr(error, "option_name", None)
-    if unknown is not None and context is not None and message.startswith("No such option"):
+    # Some commands read one run, and some name it among others: whoever knows one kind types it to the other.
+    takes = [] if context is None else [(each.param_type_name, each.metavar) for each in context.command.params]
+    if message == "No such option: --from." and ("argument", "RUN") in takes:
+        hint = f"The run goes without it: {asked} RUN"
+    elif message == "Missing option '--from'." and (run := loose_folder(words)):
+        hint = f"Name the run with it: {asked} --from {shlex.quote(run)}"
+    elif unknown is not None and context is not None and message.startswith("No such option"):
         options = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
         message = f"No such option: {unknown}.{nearest(unknown, options)}"
     elif match := re.match(r"No such command '(.+?)'\.$", message):
@@ -73,8 +84,12 @@ def explain_usage(error: typer.TyperException) -> LspError:
     elif match := re.match(r"Invalid value for '(.+?)': (?:Value error, )?'(.*?)' is not one of (.+)\.$", message):
         option, value, names = match[1], match[2], re.findall(r"'(.+?)'", match[3])
         message = f"{option} {value} is not one of {', '.join(names)}.{nearest(value, names)}"
-    hint = f"{asked or 'The command with'} -h shows an example and every option."
     return LspError(message.replace("?.", "?"), hint=hint)
+
+
+def loose_folder(words: Sequence[str]) -> str:
+    """The first folder among the words that follows no option, or nothing."""
+    return next((word for before, word in pairwise(words) if before[:1] != "-" and Path(word).is_dir()), "")
 
 
 def first_line(error: BaseException) -> str:

@@ -51,6 +51,11 @@ def test_texts_of_kept_pieces_are_answered_bit_for_bit(words: Any, draw: Draw, i
     assert np.array_equal(again, Classifier(config).logits(params, read))
 
 
+@pytest.mark.parametrize(("share", "pieces"), [(0.5, 1), (0.51, 2), (0.8, 2), (0.81, 3), (1.0, 4)])
+def test_so_many_pieces_are_a_share_of_all(share: float, pieces: int) -> None:
+    assert vocabulary.commonest(np.array([0, 15, 50, 0, 5, 30]), share) == pieces
+
+
 def test_the_commonest_pieces_stay(words: Any, draw: Draw) -> None:
     config = ModelConfig("bert", words.size, 16, (Layer(2, 8, 24),), max_length=32).classifier(2, "mean", 0.0)
     counts = vocabulary.counted(examples(words, TEXTS), config.vocab_size)

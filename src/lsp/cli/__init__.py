@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LSP_DEBUG"):
             traceback.print_exc()
         error = root(error)
-        failure = explain(error, saves=command_in(words) not in (*ANSWERING, *TELLING))
+        failure = explain(error, command_in(words) not in (*ANSWERING, *TELLING), words)
         status = "stopped" if isinstance(error, Stopped | KeyboardInterrupt | typer.Abort) else "failed"
         console.fail(failure, "--json" in words, command_in(words), status)
         return int(failure.code)

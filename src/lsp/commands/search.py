@@ -5,13 +5,13 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lsp import SETUP, Exit, LspError, chart, checkpoint, console, directory, picture, report
 from lsp import recipe as recipes
-from lsp.compress import measure, search
+from lsp.compress import measure, search, vocabulary
 from lsp.compress.search import Goal, Shape, Tried
 from lsp.data.examples import Examples
 from lsp.deploy import apart, parts
@@ -126,19 +126,10 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
 
 
 def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
-    """Chains, the cheap ones first: int8 alone, of the kind that suits the model; for each speed that the structure
-    needs each depth without training, and of those that are fast and small enough the most accurate with training,
-    until the goal is met or the time is up; or until points are all that is missed, for what is faster loses more."""
-    plain = trial.tried(None, trained=False)
-    yield plain
-    if trial.undecided and plain.drop > min(search.UNHARMED, goal.drop):
-        trial.int8 = "dynamic"
-        other = trial.tried(None, trained=False)
-        yield other
-        if plain.drop - other.drop > search.UNHARMED or plain.drop > goal.drop >= other.drop:
-            plain = other
-        else:
-            trial.int8 = "static"
+    """Chains, the cheap ones first: those without structure; for each speed that the structure needs each depth without
+    training, and of those that are fast and small enough the most accurate with training, until the goal is met or the
+    time is up; or until points are all that is missed, for what is faster loses more."""
+    plain = yield from _unpruned(trial, goal)
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
     config = trial.base.config
@@ -162,6 +153,30 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
                 enough |= goal.enough(found)
         if enough and (goal.speedup or goal.size):
             return
+
+
+def _unpruned(trial: "_Trial", goal: Goal) -> Generator[Tried, None, Tried]:
+    """int8 alone, of the kind that suits the model; and where that is larger than asked the same without rare pieces.
+    Returns the one that others begin as."""
+    plain = trial.tried(None, trained=False)
+    yield plain
+    if trial.undecided and plain.drop > min(search.UNHARMED, goal.drop):
+        trial.int8 = "dynamic"
+        other = trial.tried(None, trained=False)
+        yield other
+        if plain.drop - other.drop > search.UNHARMED or plain.drop > goal.drop >= other.drop:
+            plain = other
+        else:
+            trial.int8 = "static"
+    if goal.size and plain.bytes > goal.size and trial.recipe.chain.vocabulary and not trial.pieces:
+        trial.pieces = trial.common()
+        fewer = trial.tried(None, trained=False)
+        yield fewer
+        if fewer.drop - plain.drop <= search.UNHARMED:
+            plain = fewer
+        else:
+            trial.pieces = 0
+    return plain
 
 
 def _trained(trial: "_Trial", free: Tried, goal: Goal) -> Iterator[Tried]:
@@ -194,6 +209,7 @@ class _Trial:
         self.ends = time.monotonic() + options.budget if options.budget else float("inf")
         self.undecided = recipe.chain.int8 == "auto"
         self.int8: recipes.Int8Kind = "static" if recipe.chain.int8 == "auto" else recipe.chain.int8
+        self.pieces = recipe.chain.pieces
         self.scores: Scores | None = None
         self.late = False  # whether time was what ended it
         self.last = self.stage = 0.0  # seconds that the last chain with training took, and the last stage of it
@@ -215,6 +231,7 @@ class _Trial:
             ways += ["keep all pieces (chain.vocabulary=false)"] if chain.vocabulary else []
             ways += ["stay float (chain.int8=none)"] if chain.int8 != "none" else []
         else:
+            ways += ["keep fewer pieces (chain.pieces)"] if goal.size and not self.pieces else []
             ways.append("distil to a narrower model first")
         said = ", ".join(ways[:-1]) + f" or {ways[-1]}"
         return f"{said[0].upper()}{said[1:]}; all that was tried is in candidates/."
@@ -257,7 +274,7 @@ class _Trial:
 
     def tried(self, shape: Shape | None, trained: bool) -> Tried:
         """One chain, made and measured."""
-        run, name = self.base.path, "plain"
+        run, name = self.base.path, "plain" + self._words()
         if self.recipe.chain.vocabulary:
             run = self._fewer_pieces(run)
         if shape is not None:
@@ -268,18 +285,29 @@ class _Trial:
             run = self._quantized(run, name, self.int8)
         return self._measured(run, shape, trained)
 
+    def common(self) -> int:
+        """How many pieces most of the training examples' tokens are."""
+        how = labelled.Reading.of(self.base)
+        train = labelled.read(self.files.train, self.files.columns, self.base.labels, how)
+        return vocabulary.commonest(vocabulary.counted(train, self.base.config.vocab_size), search.COMMON)
+
+    def _words(self) -> str:
+        """What names say of the pieces that stay, where they are not all that the training examples have."""
+        return f"-{self.pieces}-pieces" if self.pieces else ""
+
     def _fewer_pieces(self, start: Path) -> Path:
-        stage = self._stage(recipes.Pruning(what="vocabulary"), trained=False)
-        self.options.progress.say("— pieces")
-        self.stages.vocabulary(start, self.place / "pieces", stage, self.files, self.options)
-        return self.place / "pieces"
+        out = self.place / ("pieces" + self._words().removesuffix("-pieces"))
+        stage = self._stage(recipes.Pruning(what="vocabulary", pieces=self.pieces), trained=False)
+        self.options.progress.say(f"— {out.name}")
+        self.stages.vocabulary(start, out, stage, self.files, self.options)
+        return out
 
     def _pruned(self, start: Path, shape: Shape, trained: bool) -> list[Path]:
         """The run without what the shape does not have, and before it the one half-way there, where that is far."""
         chain = self.recipe.chain
         # What is pruned for one kind of int8 is another run than what is for the other.
         kind = "" if self.int8 == "none" else f"-for-{self.int8}"
-        name = f"{shape.depth}-layers" + (f"-{shape.channels}-wide" if shape.channels else "")
+        name = f"{shape.depth}-layers" + (f"-{shape.channels}-wide" if shape.channels else "") + self._words()
         fast = f"{name}-{shape.speedup:g}x"
         asked = recipes.Pruning(
             "structure",
@@ -333,7 +361,8 @@ class _Trial:
         drop = 100 * (self.before().metrics[metric] - found["metrics"][metric])
         shape = shape and dataclasses.replace(shape, spelt=_spelt(model))
         encoder = next(part.bytes for part in parts.of_run(model) if part.part == "encoder")
-        tried = Tried(str(run), shape, trained, drop, found["speedup"], model.size()["bytes"], self.int8, encoder)
+        told = drop, found["speedup"], model.size()["bytes"], self.int8, encoder, self.pieces
+        tried = Tried(str(run), shape, trained, *told)
         self.options.progress.say(
             f"{run.name}: {drop:+.2f} points lost, {tried.speedup:.2f} times as fast, {console.size(tried.bytes)}"
         )
@@ -381,6 +410,7 @@ def _chain(recipe: recipes.Search, taken: Tried, model: checkpoint.Checkpoint) -
     kept = taken.shape or Shape(0, 1.0)
     chain = dataclasses.replace(
         recipe.chain,
+        pieces=taken.pieces,
         depth=len(model.config.layers),
         channels=kept.channels,
         speedup=1.0,

@@ -17,7 +17,10 @@ DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
 LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
 
 NEARLY = 0.85  # so much of `Goal.spare` a model has, at least, whose structure is worth aiming again
-UNHARMED = 0.5  # points that one scale for each matrix may cost more than one for each token, which is slower
+UNHARMED = (
+    0.5  # points that what is faster or smaller may cost, untrained, and be begun with: static int8, fewer pieces
+)
+COMMON = 0.98  # share of the training examples' tokens whose pieces stay, where all are too large: they are half or so
 STEP = 1.75  # times as fast at once, where what stays is trained; a structure that is to be faster is reached in two
 
 
@@ -65,8 +68,8 @@ class Shape:
 @dataclass(frozen=True)
 class Tried:
     """A chain that was made and measured: points lost on the dev file, times as fast, bytes, and how many of those are
-    the `encoder`'s, the rest being words and the head. `run` is where it is, and `int8` the kind at its end, as
-    `chain.int8` says it."""
+    the `encoder`'s, the rest being words and the head. `run` is where it is; `int8`, the kind at its end, and `pieces`
+    are as `chain` has them."""
 
     run: str
     shape: Shape | None
@@ -76,6 +79,7 @@ class Tried:
     bytes: int
     int8: Int8Kind = "none"
     encoder: int = 0
+    pieces: int = 0
 
     @property
     def spelt(self) -> str:

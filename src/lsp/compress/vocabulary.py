@@ -19,6 +19,12 @@ def counted(examples: Examples, size: int) -> np.ndarray:
     return np.bincount(np.concatenate(examples.tokens), minlength=size)
 
 
+def commonest(counts: np.ndarray, share: float) -> int:
+    """How many of the commonest pieces are a share of all that were `counted`."""
+    running = np.cumsum(np.sort(counts)[::-1])
+    return int(np.searchsorted(running, share * running[-1]) + 1)
+
+
 def smaller(model: Model, counts: np.ndarray, pieces: int) -> tuple[Model, np.ndarray]:
     """The model with the pieces that were `counted`, or, unless that is 0, the `pieces` commonest of them, and those
     that `subset` keeps besides; and of each piece its old id, int32. Texts of kept pieces are answered as before, bit

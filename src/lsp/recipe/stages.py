@@ -178,6 +178,7 @@ PRUNES = {  # the keys that each `what` reads, besides those that all do
 @dataclasses.dataclass(frozen=True)
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
+    pieces: int = key(0, "with `vocabulary`, pieces to keep at most, the commonest; 0 means all that the training examples have or, where the model is larger than asked without its other pieces and in int8, those that are 98 % of their tokens, unless that costs half a point")
     depth: int = key(0, "layers to keep; 0 means that depth, channels and speed are searched for")
     channels: int = key(0, "with `depth`, channels of the hidden width to keep; 0 means all")
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
@@ -371,6 +372,8 @@ class Search:
         for name, plain in (("speedup", 1), ("channels", 0)):
             if getattr(self.chain, name) != plain and not self.chain.depth:
                 raise LspError(f"chain.{name} is for the one chain of chain.depth, which is not there: a search tries several.", hint=f"Give chain.depth too, or leave chain.{name} out.")
+        if self.chain.pieces and not self.chain.vocabulary:
+            raise LspError("chain.pieces says how many pieces stay, and chain.vocabulary = false that all do.", hint="Leave one of them out.")
         if self.chain.through and not self.chain.shape:
             raise LspError("chain.through is half-way to chain.shape, which is not there.", hint="Give chain.shape too, or leave chain.through out.")
 
