@@ -31,7 +31,7 @@ from lsp.commands import (
 from lsp.compress import inside, latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
-from lsp.compress.search import Goal, Shape, Tried
+from lsp.compress.search import Goal, Shape, Tried, shapes
 from lsp.console import Progress
 from lsp.data.tokenizer import MASK
 from lsp.deploy import apart
@@ -270,6 +270,7 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
         (Goal(1.0, 1.5, 8), 0.6, 0, 2),
         (Goal(1.0, 1.5, 9), 0.0, 0, 1),  # small enough
         (Goal(1.0, 1.5), 0.0, 0, 1),  # asks for no size
+        (Goal(1.0, 4.0, 8), 0.0, 0, 1),  # half of the structure goes anyway
     ],
 )
 def test_rare_pieces_go_where_size_is_missed_unless_that_costs_too_much(
@@ -338,6 +339,22 @@ def test_a_search_stops_where_more_speed_would_only_lose_more(
     list(search._searched(trial, Goal(1.0, 2.0)))  # with two layers, narrower and not, and with one
     free, aimed = [(2.1, False)] * 3, [(2.28, True), (1.89, True)]  # 2 for 1.9, then 2 for 2.48; each and 3 %
     assert asked == [(1.0, False), *free, *aimed, *aimed, *aimed], "and 2.5 is not tried"
+
+
+def test_what_meets_the_goal_without_training_is_trained_before_others_are_tried(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = begun(road, tmp_path, "none")
+    asked: list[tuple[int, int, bool]] = []
+
+    def tried(shape: Shape | None, trained: bool) -> Tried:
+        asked.append((shape.depth, shape.channels, trained) if shape else (0, 0, trained))
+        return Tried(str(asked[-1]), shape, trained, 0.9 - 0.5 * trained, 2.0 if shape else 1.0, 9)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    found = list(search._searched(trial, Goal(1.0, 2.0)))
+    narrow = shapes(2, trial.base.config.width, 2.0)[0].channels
+    assert asked == [(0, 0, False), (2, narrow, False), (2, narrow, True)] and len(found) == 3
 
 
 def test_a_search_does_not_train_again_what_it_aimed_at_before(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lsp.compress.search import Goal, Shape, Tried, aimed, best, front, misaimed, near, needed, promising, shapes
+from lsp.compress.search import Goal, Shape, Tried, aimed, asked, best, front, misaimed, near, needed, promising, shapes
 
 
 def tried(drop: float, speedup: float, size: int, run: str = "x", encoder: int = 0) -> Tried:
@@ -46,6 +46,7 @@ def test_the_most_accurate_is_taken_where_speed_is_asked_for_and_else_the_fastes
 
 def test_structure_makes_up_for_what_int8_leaves() -> None:
     plain = tried(0.0, 2.0, 20, encoder=12)
+    assert asked(Goal(1.0, 4.0, 8), plain) == (2.0, 2.5) and asked(Goal(1.0), plain) == (0.0, 0.0)
     assert needed(Goal(1.0, 4.0), plain)[0] == 2.1
     assert needed(Goal(1.0, 0.0, 10), plain)[0] == 2.1
     assert needed(Goal(1.0, 0.0, 7), plain)[0] == 3.0, "words alone have 8, and with fewer channels 6.7"

@@ -132,7 +132,7 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
     plain = yield from _unpruned(trial, goal)
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
-    config = trial.base.config
+    config, asked = trial.base.config, bool(goal.speedup or goal.size)
     for speedup in search.needed(goal, plain):
         free, enough = [], False
         for shape in search.shapes(len(config.layers), config.width, speedup):
@@ -141,23 +141,25 @@ def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
             if found := trial.reached(shape, trained=False):
                 free.append(found)
                 yield found
+                if asked and not goal.missed(found):  # shallower ones lose more as a rule
+                    break
         for each in search.promising(free, goal):
             if trial.over(trial.last):
                 return
             for found in _trained(trial, each, goal):
                 yield found
-                if not goal.missed(found) and (goal.speedup or goal.size):
+                if asked and not goal.missed(found):
                     return
-                if found.drop > goal.drop and not (goal.speedup or goal.size):
+                if not asked and found.drop > goal.drop:
                     return
                 enough |= goal.enough(found)
-        if enough and (goal.speedup or goal.size):
+        if asked and enough:
             return
 
 
 def _unpruned(trial: "_Trial", goal: Goal) -> Generator[Tried, None, Tried]:
-    """int8 alone, of the kind that suits the model; and where that is larger than asked the same without rare pieces.
-    Returns the one that others begin as."""
+    """int8 alone, of the kind that suits the model; and where size asks for more structure to go than speed does, the
+    same without rare pieces. Returns the one that others begin as."""
     plain = trial.tried(None, trained=False)
     yield plain
     if trial.undecided and plain.drop > min(search.UNHARMED, goal.drop):
@@ -168,7 +170,8 @@ def _unpruned(trial: "_Trial", goal: Goal) -> Generator[Tried, None, Tried]:
             plain = other
         else:
             trial.int8 = "static"
-    if goal.size and plain.bytes > goal.size and trial.recipe.chain.vocabulary and not trial.pieces:
+    fast, small = search.asked(goal, plain)
+    if small > max(1.0, fast) and trial.recipe.chain.vocabulary and not trial.pieces:
         trial.pieces = trial.common()
         fewer = trial.tried(None, trained=False)
         yield fewer

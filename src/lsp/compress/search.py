@@ -20,7 +20,7 @@ NEARLY = 0.85  # so much of `Goal.spare` a model has, at least, whose structure 
 UNHARMED = (
     0.5  # points that what is faster or smaller may cost, untrained, and be begun with: static int8, fewer pieces
 )
-COMMON = 0.98  # share of the training examples' tokens whose pieces stay, where all are too large: they are half or so
+COMMON = 0.98  # share of the training examples' tokens whose pieces stay where all are too large: three of five or so
 STEP = 1.75  # times as fast at once, where what stays is trained; a structure that is to be faster is reached in two
 
 
@@ -102,15 +102,20 @@ def shapes(layers: int, width: int, speedup: float) -> list[Shape]:
     return narrow + [Shape(depth, speedup) for depth in depths]
 
 
+def asked(goal: Goal, plain: Tried) -> tuple[float, float]:
+    """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8: for the
+    speed that is asked for, and for the size, which is missed by as much. 0 where none is."""
+    return goal.speedup / plain.speedup, plain.bytes / goal.size if goal.size else 0.0
+
+
 def needed(goal: Goal, plain: Tried) -> list[float]:
-    """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8, in the
-    order to try. Size asks for as much as it is missed by and, since words hardly get smaller, for more. None where
-    `plain` is fast and small enough, or where words are too large even with fewer channels."""
+    """How many times as fast to make the structure, in the order to try: as is `asked` and, since words hardly get
+    smaller, more. None where `plain` is fast and small enough, or words are too large even with fewer channels."""
     if not goal.speedup and not goal.size:
         return list(LADDER)
     if goal.enough(plain) or 0 < goal.size < NARROW * (plain.bytes - plain.encoder):
         return []
-    fast, small = goal.speedup / plain.speedup, plain.bytes / goal.size if goal.size else 0.0
+    fast, small = asked(goal, plain)
     steps = (1.05, 1.25, 1.5, 2.0, 3.0) if small > 1 else (1.05, 1.25, 1.5)
     return [round(max(fast, small) * more, 2) for more in steps]
 

@@ -178,7 +178,7 @@ PRUNES = {  # the keys that each `what` reads, besides those that all do
 @dataclasses.dataclass(frozen=True)
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
-    pieces: int = key(0, "with `vocabulary`, pieces to keep at most, the commonest; 0 means all that the training examples have or, where the model is larger than asked without its other pieces and in int8, those that are 98 % of their tokens, unless that costs half a point")
+    pieces: int = key(0, "with `vocabulary`, pieces to keep at most, the commonest; 0 means all that the training examples have or, where the size asked for would take more of the structure than the speed does, those that are 98 % of their tokens, unless that costs half a point")
     depth: int = key(0, "layers to keep; 0 means that depth, channels and speed are searched for")
     channels: int = key(0, "with `depth`, channels of the hidden width to keep; 0 means all")
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
