@@ -268,6 +268,7 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
     [
         (Goal(1.0, 1.5, 8), 0.5, 77, 2),
         (Goal(1.0, 1.5, 8), 0.6, 0, 2),
+        (Goal(0.4, 1.5, 8), 0.4, 0, 2),  # more than the goal has
         (Goal(1.0, 1.5, 9), 0.0, 0, 1),  # small enough
         (Goal(1.0, 1.5), 0.0, 0, 1),  # asks for no size
         (Goal(1.0, 4.0, 8), 0.0, 0, 1),  # half of the structure goes anyway

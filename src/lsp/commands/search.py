@@ -127,8 +127,8 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
 
 def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
     """Chains, the cheap ones first: those without structure; for each speed that the structure needs each depth without
-    training, and of those that are fast and small enough the most accurate with training, until the goal is met or the
-    time is up; or until points are all that is missed, for what is faster loses more."""
+    training, until one meets the goal, and of those that are fast and small enough the most accurate with training,
+    until one does or the time is up; or until points are all that is missed, for what is faster loses more."""
     plain = yield from _unpruned(trial, goal)
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
@@ -166,7 +166,7 @@ def _unpruned(trial: "_Trial", goal: Goal) -> Generator[Tried, None, Tried]:
         trial.int8 = "dynamic"
         other = trial.tried(None, trained=False)
         yield other
-        if plain.drop - other.drop > search.UNHARMED or plain.drop > goal.drop >= other.drop:
+        if search.harmed(plain, other, goal):
             plain = other
         else:
             trial.int8 = "static"
@@ -175,10 +175,10 @@ def _unpruned(trial: "_Trial", goal: Goal) -> Generator[Tried, None, Tried]:
         trial.pieces = trial.common()
         fewer = trial.tried(None, trained=False)
         yield fewer
-        if fewer.drop - plain.drop <= search.UNHARMED:
-            plain = fewer
-        else:
+        if search.harmed(fewer, plain, goal):
             trial.pieces = 0
+        else:
+            plain = fewer
     return plain
 
 

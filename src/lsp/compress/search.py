@@ -17,9 +17,7 @@ DEPTHS = (1.0, 2 / 3, 1 / 2, 1 / 3)  # shares of the layers that are tried
 LADDER = (1.5, 2.0, 3.0, 4.5, 7.0)  # speeds of the structure that are tried, in turn, where no speed is asked for
 
 NEARLY = 0.85  # so much of `Goal.spare` a model has, at least, whose structure is worth aiming again
-UNHARMED = (
-    0.5  # points that what is faster or smaller may cost, untrained, and be begun with: static int8, fewer pieces
-)
+UNHARMED = 0.5  # points that what is faster or smaller may cost beside what is not: static int8, fewer pieces
 COMMON = 0.98  # share of the training examples' tokens whose pieces stay where all are too large: three of five or so
 STEP = 1.75  # times as fast at once, where what stays is trained; a structure that is to be faster is reached in two
 
@@ -106,6 +104,11 @@ def asked(goal: Goal, plain: Tried) -> tuple[float, float]:
     """How many times as fast the structure must be, on top of `plain`, the chain without pruning and with int8: for the
     speed that is asked for, and for the size, which is missed by as much. 0 where none is."""
     return goal.speedup / plain.speedup, plain.bytes / goal.size if goal.size else 0.0
+
+
+def harmed(worse: Tried, better: Tried, goal: Goal) -> bool:
+    """Whether what is faster or smaller costs too much beside what is not: `UNHARMED`, or the goal."""
+    return worse.drop - better.drop > UNHARMED or worse.drop > goal.drop >= better.drop
 
 
 def needed(goal: Goal, plain: Tried) -> list[float]:
