@@ -31,7 +31,7 @@ from lsp.commands import (
 from lsp.compress import inside, latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
-from lsp.compress.search import Goal, Shape, Tried, shapes
+from lsp.compress.search import Goal, Shape, Tried, _unpruned, chains, shapes
 from lsp.console import Progress
 from lsp.data.tokenizer import MASK
 from lsp.deploy import apart
@@ -258,7 +258,7 @@ def test_one_scale_for_all_tokens_unless_that_costs_too_much(
         return Tried(trial.int8, None, False, lost[trial.int8 == "dynamic"], 2.0, 9, trial.int8)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(most, 1.5)))
+    found = list(chains(trial, Goal(most, 1.5)))
     assert trial.int8 == taken
     assert [one.int8 for one in found] == ["static"] + ["dynamic"] * (lost[0] > min(0.5, most))
 
@@ -284,7 +284,7 @@ def test_rare_pieces_go_where_size_is_missed_unless_that_costs_too_much(
 
     monkeypatch.setattr(trial, "tried", tried)
     monkeypatch.setattr(trial, "common", lambda: 77)
-    found = list(search._unpruned(trial, goal))
+    found = list(_unpruned(trial, goal))
     assert trial.pieces == pieces and [one.pieces for one in found] == [0, 77][:tries]
 
 
@@ -320,7 +320,7 @@ def test_a_chain_that_is_not_as_fast_as_asked_leaves_the_others(
         return Tried(str(asked[-1]), shape, trained, 9.0 - 9.0 * trained, 2.0 if shape else 1.0, 9)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(1.0, 2.0)))
+    found = list(chains(trial, Goal(1.0, 2.0)))
     assert asked == [(0, False), (2, False), (2, False), (1, False), (2, True), (2, True), (1, True)], "2 also narrower"
     assert [one.run for one in found] == [str(each) for each in asked if each != (2, True)]
 
@@ -337,7 +337,7 @@ def test_a_search_stops_where_more_speed_would_only_lose_more(
         return Tried(str(asked[-1]), shape, trained, 9.0, shape.speedup + 0.4 * trained - 0.2 if shape else 1.0, 9)
 
     monkeypatch.setattr(trial, "tried", tried)
-    list(search._searched(trial, Goal(1.0, 2.0)))  # with two layers, narrower and not, and with one
+    list(chains(trial, Goal(1.0, 2.0)))  # with two layers, narrower and not, and with one
     free, aimed = [(2.1, False)] * 3, [(2.28, True), (1.89, True)]  # 2 for 1.9, then 2 for 2.48; each and 3 %
     assert asked == [(1.0, False), *free, *aimed, *aimed, *aimed], "and 2.5 is not tried"
 
@@ -353,7 +353,7 @@ def test_what_meets_the_goal_without_training_is_trained_before_others_are_tried
         return Tried(str(asked[-1]), shape, trained, 0.9 - 0.5 * trained, 2.0 if shape else 1.0, 9)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(1.0, 2.0)))
+    found = list(chains(trial, Goal(1.0, 2.0)))
     narrow = shapes(2, trial.base.config.width, 2.0)[0].channels
     assert asked == [(0, 0, False), (2, narrow, False), (2, narrow, True)] and len(found) == 3
 
@@ -369,7 +369,7 @@ def test_a_search_does_not_train_again_what_it_aimed_at_before(
         return Tried("x", shape, trained, 9.0, shape.speedup - 0.2 * trained if shape else 1.0, 9)
 
     monkeypatch.setattr(trial, "tried", tried)
-    found = list(search._searched(trial, Goal(1.0, 2.0)))
+    found = list(chains(trial, Goal(1.0, 2.0)))
     assert len(found) == 1 + 3 * 3 + 3, "three speeds of three structures"
     assert asked == [2.1] * 3, "and with training 1.9 and too bad; of 2.5 and 3 not what would be 2.06"
 

@@ -149,7 +149,7 @@ def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        (["chain.shape=4+96"], "chain.depth = 0 asks for a search"),
+        (["chain.shape=4+96"], "chain.shape is for the one chain of chain.depth"),
         (["chain.channels=64"], "chain.channels is for the one chain of chain.depth"),
         (["chain.speedup=2"], "chain.speedup is for the one chain of chain.depth"),
         (["chain.depth=1", "chain.through=4+96"], "half-way to chain.shape"),

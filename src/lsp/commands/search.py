@@ -5,7 +5,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,7 +53,7 @@ def run(
         _check(base, recipe.chain)
         files = files._replace(names=base.labels)
         trial = _Trial(base, out / CANDIDATES, recipe, files, options, stages)
-        tried = [trial.given()] if recipe.chain.depth else list(_searched(trial, goal))
+        tried = [trial.given()] if recipe.chain.depth else list(search.chains(trial, goal))
         taken = search.best(tried, goal)
         front = search.front(tried)
         every = [_row(one, goal) | {"best": one in front, "taken": one == taken} for one in tried]
@@ -123,76 +123,6 @@ def _refuse(taken: Tried, goal: Goal, why: str, hint: str) -> None:
             hint=hint,
             code=Exit.NO,
         )
-
-
-def _searched(trial: "_Trial", goal: Goal) -> Iterator[Tried]:
-    """Chains, the cheap ones first: those without structure; for each speed that the structure needs each depth without
-    training, until one meets the goal, and of those that are fast and small enough the most accurate with training,
-    until one does or the time is up; or until points are all that is missed, for what is faster loses more."""
-    plain = yield from _unpruned(trial, goal)
-    if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
-        return
-    config, asked = trial.base.config, bool(goal.speedup or goal.size)
-    for speedup in search.needed(goal, plain):
-        free, enough = [], False
-        for shape in search.shapes(len(config.layers), config.width, speedup):
-            if trial.over():
-                return
-            if found := trial.reached(shape, trained=False):
-                free.append(found)
-                yield found
-                if asked and not goal.missed(found):  # shallower ones lose more as a rule
-                    break
-        for each in search.promising(free, goal):
-            if trial.over(trial.last):
-                return
-            for found in _trained(trial, each, goal):
-                yield found
-                if asked and not goal.missed(found):
-                    return
-                if not asked and found.drop > goal.drop:
-                    return
-                enough |= goal.enough(found)
-        if asked and enough:
-            return
-
-
-def _unpruned(trial: "_Trial", goal: Goal) -> Generator[Tried, None, Tried]:
-    """int8 alone, of the kind that suits the model; and where size asks for more structure to go than speed does, the
-    same without rare pieces. Returns the one that others begin as."""
-    plain = trial.tried(None, trained=False)
-    yield plain
-    if trial.undecided and plain.drop > min(search.UNHARMED, goal.drop):
-        trial.int8 = "dynamic"
-        other = trial.tried(None, trained=False)
-        yield other
-        if search.harmed(plain, other, goal):
-            plain = other
-        else:
-            trial.int8 = "static"
-    fast, small = search.asked(goal, plain)
-    if small > max(1.0, fast) and trial.recipe.chain.vocabulary and not trial.pieces:
-        trial.pieces = trial.common()
-        fewer = trial.tried(None, trained=False)
-        yield fewer
-        if search.harmed(fewer, plain, goal):
-            trial.pieces = 0
-        else:
-            plain = fewer
-    return plain
-
-
-def _trained(trial: "_Trial", free: Tried, goal: Goal) -> Iterator[Tried]:
-    """The structure of a model without training, aimed at the speed and size that it has to have, with training; and
-    where it misses by those, aimed once more."""
-    found = trial.recovered(search.aimed(free, goal) or free.shape)
-    if found is None:
-        return
-    yield found
-    alike = found.spelt == free.spelt  # aiming moves nothing: by its depth alone it is faster
-    again = search.aimed(found, goal) if search.misaimed(found, goal) and not alike else None
-    if again is not None and not trial.over(trial.stage) and (other := trial.recovered(again)):
-        yield other
 
 
 class _Trial:

@@ -4,11 +4,12 @@ A chain is: pieces that no example has, then layers, heads and units with traini
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from lsp import timing
+from lsp import checkpoint, timing
+from lsp import recipe as recipes
 from lsp.compress.structure import NEAR
 from lsp.recipe import Int8Kind
 
@@ -151,6 +152,106 @@ def misaimed(found: Tried, goal: Goal) -> bool:
     """Whether a model that was trained may meet the goal once it is `aimed` again: it loses too much, and may be slower
     or larger; or it loses little, and has to be faster or smaller."""
     return goal.missed(found) > 0 and (found.drop > goal.drop) == goal.enough(found)
+
+
+class Trial(Protocol):
+    """What makes chains out of one model and measures them beside it: `int8`, the kind at their end, `undecided` where
+    it may be another, and `pieces` are as `chain` has them; `last` and `stage` are the seconds that the last chain with
+    training took, and its last stage."""
+
+    base: checkpoint.Checkpoint
+    recipe: recipes.Search
+    int8: Int8Kind
+    undecided: bool
+    pieces: int
+    last: float
+    stage: float
+
+    def over(self, seconds: float = 0.0) -> bool:
+        """Whether the time is up, or will be in so many seconds."""
+
+    def common(self) -> int:
+        """How many pieces `COMMON` of the training examples' tokens are."""
+
+    def tried(self, shape: Shape | None, trained: bool) -> Tried:
+        """One chain, made and measured."""
+
+    def reached(self, shape: Shape, trained: bool) -> Tried | None:
+        """The same, or None where a structure can't be as fast as it is to be."""
+
+    def recovered(self, shape: Shape | None) -> Tried | None:
+        """The same with training, or None where there is no structure or one was aimed at the same before."""
+
+
+def chains(trial: Trial, goal: Goal) -> Iterator[Tried]:
+    """Makes chains by a trial, the cheap ones first: those without structure; for each speed that the structure needs
+    each depth without training, until one meets the goal, and of those that are fast and small enough the most accurate
+    with training, until one does or the time is up; or until points are all that is missed, for what is faster loses
+    more."""
+    plain = yield from _unpruned(trial, goal)
+    if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
+        return
+    config, aims = trial.base.config, bool(goal.speedup or goal.size)
+    for speedup in needed(goal, plain):
+        free, enough = [], False
+        for shape in shapes(len(config.layers), config.width, speedup):
+            if trial.over():
+                return
+            if found := trial.reached(shape, trained=False):
+                free.append(found)
+                yield found
+                if aims and not goal.missed(found):  # shallower ones lose more as a rule
+                    break
+        for each in promising(free, goal):
+            if trial.over(trial.last):
+                return
+            for found in _trained(trial, each, goal):
+                yield found
+                if aims and not goal.missed(found):
+                    return
+                if not aims and found.drop > goal.drop:
+                    return
+                enough |= goal.enough(found)
+        if aims and enough:
+            return
+
+
+def _unpruned(trial: Trial, goal: Goal) -> Generator[Tried, None, Tried]:
+    """int8 alone, of the kind that suits the model; and where size asks for more structure to go than speed does, the
+    same without rare pieces. Returns the one that others begin as."""
+    plain = trial.tried(None, trained=False)
+    yield plain
+    if trial.undecided and plain.drop > min(UNHARMED, goal.drop):
+        trial.int8 = "dynamic"
+        other = trial.tried(None, trained=False)
+        yield other
+        if harmed(plain, other, goal):
+            plain = other
+        else:
+            trial.int8 = "static"
+    fast, small = asked(goal, plain)
+    if small > max(1.0, fast) and trial.recipe.chain.vocabulary and not trial.pieces:
+        trial.pieces = trial.common()
+        fewer = trial.tried(None, trained=False)
+        yield fewer
+        if harmed(fewer, plain, goal):
+            trial.pieces = 0
+        else:
+            plain = fewer
+    return plain
+
+
+def _trained(trial: Trial, free: Tried, goal: Goal) -> Iterator[Tried]:
+    """The structure of a model without training, aimed at the speed and size that it has to have, with training; and
+    where it misses by those, aimed once more."""
+    found = trial.recovered(aimed(free, goal) or free.shape)
+    if found is None:
+        return
+    yield found
+    alike = found.spelt == free.spelt  # aiming moves nothing: by its depth alone it is faster
+    again = aimed(found, goal) if misaimed(found, goal) and not alike else None
+    if again is not None and not trial.over(trial.stage) and (other := trial.recovered(again)):
+        yield other
 
 
 def front(tried: Sequence[Tried]) -> list[Tried]:

@@ -367,9 +367,7 @@ class Search:
 
     def check(self) -> None:
         """Raises LspError (exit 2) for settings that say nothing together."""
-        if self.chain.shape and not self.chain.depth:
-            raise LspError("chain.shape spells out one chain, and chain.depth = 0 asks for a search.", hint="Give chain.depth too, or leave chain.shape out.")
-        for name, plain in (("speedup", 1), ("channels", 0)):
+        for name, plain in (("speedup", 1), ("channels", 0), ("shape", "")):
             if getattr(self.chain, name) != plain and not self.chain.depth:
                 raise LspError(f"chain.{name} is for the one chain of chain.depth, which is not there: a search tries several.", hint=f"Give chain.depth too, or leave chain.{name} out.")
         if self.chain.pieces and not self.chain.vocabulary:
