@@ -301,7 +301,10 @@ def test_a_chain_with_fewer_pieces_is_named_and_spelt(
     models = [checkpoint.open(Path(one.run)) for one in (every, fewer)]
     assert [model.path.name for model in models] == ["pieces", f"pieces-{trial.pieces}"]
     assert [run.name for run in pruned] == [f"2-layers-{trial.pieces}-pieces-1.5x"]
-    assert models[1].config.vocab_size < models[0].config.vocab_size and fewer.bytes < every.bytes
+    rows = models[0].config.vocab_size - models[1].config.vocab_size
+    # Not bytes on disk: those of the same parameters vary by a hundredth from run to run.
+    parameters = [model.size()["parameters"] for model in models]
+    assert rows > 0 and parameters[0] - parameters[1] == rows * models[0].config.width
     for one, model in zip((every, fewer), models, strict=True):
         (tmp_path / "chain.toml").write_text(search._chain(trial.recipe, one, model))
         assert recipe.load(recipe.Search, tmp_path / "chain.toml", []).chain.pieces == one.pieces
