@@ -151,7 +151,7 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
         ),
         (
             ["pretrain", "--data", ".", "--out", "x", "--set", "train.step=3"],
-            "error: --set: unknown key 'train.step'. Did you mean 'steps'?\n",
+            "error: --set: unknown key 'train.step'. Did you mean 'train.steps'?\n",
         ),
         (
             ["pretrain", "--data", ".", "--out", "x", "--budget", "soon"],

@@ -88,7 +88,10 @@ def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("train.step=3", "unknown key 'train.step'. Did you mean 'steps'?"),
+        ("train.step=3", "unknown key 'train.step'. Did you mean 'train.steps'?"),
+        ("seed=3", "unknown key 'seed'. Did you mean 'train.seed'?"),
+        ("data.seed=3", "unknown key 'data.seed'. Did you mean 'train.seed'?"),
+        ("batchsize=3", "unknown key 'batchsize'. Did you mean 'train.batch_size'?"),
         ("trian.steps=3", "unknown key 'trian'. Did you mean 'train'?"),
         ("train=3", "'train' is a section, not a value."),
         ("train.steps=many", "'train.steps' must be a whole number, not 'many'."),

@@ -35,7 +35,8 @@ def load(
             raise LspError(
                 f"The recipe {path} is not TOML: {error}.", hint="A recipe has [sections] and key = value lines."
             ) from None
-    recipe = _replace(defaults or stage(), table, str(path), "")
+    recipe, known = defaults or stage(), [name for name, *_ in keys(stage)]
+    recipe = _replace(recipe, table, str(path), "", known)
     for change in changes:
         dotted, equals, text = change.partition("=")
         if not equals:
@@ -45,7 +46,7 @@ def load(
         nested: Any = _value(text)
         for part in reversed(dotted.strip().split(".")):
             nested = {part: nested}
-        recipe = _replace(recipe, nested, option, "")
+        recipe = _replace(recipe, nested, option, "", known)
     return recipe
 
 
@@ -91,13 +92,14 @@ def differences(old: str, new: str) -> list[str]:
     ]
 
 
-def _replace(recipe: Any, table: dict[str, Any], source: str, prefix: str) -> Any:
+def _replace(recipe: Any, table: dict[str, Any], source: str, prefix: str, known: Sequence[str]) -> Any:
     hints = typing.get_type_hints(type(recipe))
     changed: dict[str, Any] = {}
     for name, value in table.items():
         if name not in hints:
-            known = [k for k, *_ in keys(type(recipe))] if not prefix else list(hints)
-            close = nearest(name, hints) or nearest(name, [k.rpartition(".")[2] for k in known])
+            here, anywhere = {k: prefix + k for k in hints}, {k.rpartition(".")[2]: k for k in reversed(known)}
+            same = {k: dotted for k, dotted in anywhere.items() if k == name}
+            close = nearest(name, same) or nearest(name, here) or nearest(name, anywhere)
             raise LspError(
                 f"{source}: unknown key '{prefix}{name}'.{close}",
                 hint=f"Keys here: {', '.join(prefix + k for k in hints)}.",
@@ -108,7 +110,7 @@ def _replace(recipe: Any, table: dict[str, Any], source: str, prefix: str) -> An
                     f"{source}: '{prefix}{name}' is a section, not a value.",
                     hint=f"Its keys: {', '.join(f'{prefix}{name}.{f.name}' for f in dataclasses.fields(hints[name]))}.",
                 )
-            changed[name] = _replace(getattr(recipe, name), value, source, f"{prefix}{name}.")
+            changed[name] = _replace(getattr(recipe, name), value, source, f"{prefix}{name}.", known)
         else:
             changed[name] = _checked(hints[name], value, f"{source}: '{prefix}{name}'", name)
     return dataclasses.replace(recipe, **changed)
