@@ -211,8 +211,10 @@ def _plain(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) ->
 
 
 def _biased(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
-    """The same numbers through uint8. Adding 128 before the cast keeps the whole prologue in one loop of XLA's."""
-    return mixed_dot((x + 128).astype(jnp.uint8), q, transpose=transpose) - colsum
+    """The same numbers through uint8. Adding 128 before the cast keeps the whole prologue in one loop of XLA's. Beside
+    2^23 a float32 has whole numbers in its last bits; XLA's cast looks for what has no place in uint8 first."""
+    u = lax.bitcast_convert_type(x + (2.0**23 + 128), jnp.uint32).astype(jnp.uint8)
+    return mixed_dot(u, q, transpose=transpose) - colsum
 
 
 def _floats(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
