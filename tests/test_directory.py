@@ -217,8 +217,25 @@ def test_half_written_files_are_not_sealed(tmp_path: Path) -> None:
         (out / "rows").mkdir()
         (out / "rows" / "00000.rows.tmp").write_text("half")
         (out / "rows" / "00000.rows").write_text("whole")
+        (out / "wandb").mkdir()
+        (out / "wandb" / "live.tmp").write_text("a tracker's own")
         assert "rows/00000.rows.tmp" not in directory.seal(out, {"stage": "prepare"})["files"]
     directory.read(out)
+    assert not (out / "rows" / "00000.rows.tmp").exists() and (out / "wandb" / "live.tmp").exists()
+
+
+def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
+    """As `lsp demo` leaves one, with a `run.json` and a result of its own."""
+    made = finished(tmp_path / "demo" / "int8")
+    with pytest.raises(LspError, match="is no run, and holds some") as caught:
+        directory.read(tmp_path / "demo")
+    assert caught.value.hint == f"Name one of them: {made}"
+    (tmp_path / "demo" / "run.json").write_text("{}")
+    with pytest.raises(LspError, match="is not finished"):
+        directory.read(tmp_path / "demo")
+    (tmp_path / "demo" / "result.json").write_text("{}")
+    with pytest.raises(LspError, match="holds some"):
+        directory.read(tmp_path / "demo")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from lsp import Exit, LspError, checkpoint, recipe
 from lsp.commands import (
     distill,
     evaluate,
+    explain,
     finetune,
     inspect,
     predict,
@@ -36,8 +37,9 @@ from lsp.console import Progress
 from lsp.data.tokenizer import MASK
 from lsp.deploy import apart
 from lsp.model.int8 import Int8, present
-from lsp.train import labelled
-from lsp.train.evaluate import MaskedWords
+from lsp.model.weightonly import dequantize
+from lsp.train import answers, labelled
+from lsp.train.evaluate import Classifier, MaskedWords
 from lsp.train.labelled import Files
 from lsp.train.options import Options
 
@@ -215,7 +217,7 @@ def test_a_speed_that_nothing_reaches_is_said_so(road: Path, tmp_path: Path, mon
     assert refused.value.code == 1
 
 
-@pytest.mark.parametrize("pieces", [0, 25])
+@pytest.mark.parametrize("pieces", [0, 25, 10_000])
 def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, pieces: int) -> None:
     files = Files(road / "train.tsv", road / "dev.tsv")
     asked = dataclasses.replace(PRUNED, prune=recipe.Pruning(what="vocabulary", pieces=pieces))
@@ -223,8 +225,8 @@ def test_pieces_that_no_example_has_are_removed(road: Path, tmp_path: Path, piec
     before, after = (checkpoint.open(path) for path in (road / "classifier", tmp_path / "few"))
     assert after.tokenizer.size == after.config.vocab_size == len(after.params["embeddings"]["tokens"]["table"])
     assert made["metrics"]["accuracy"] > 0.9
-    assert (made["step"] > 0) == (pieces > 0), "what is answered as before is not trained"
-    if pieces:
+    assert (made["step"] > 0) == (pieces == 25), "what is answered as before is not trained"
+    if pieces == 25:
         assert after.config.vocab_size < before.config.vocab_size and made["bytes"] < made["before"]["bytes"]
         assert 0.5 < made["after"]["vocabulary"]["covered"] < 1
     else:
@@ -361,6 +363,22 @@ def test_what_meets_the_goal_without_training_is_trained_before_others_are_tried
     assert asked == [(0, 0, False), (2, narrow, False), (2, narrow, True)] and len(found) == 3
 
 
+@pytest.mark.parametrize(("lost", "free"), [(0.9, 1), (9.0, 3)])
+def test_a_search_that_may_not_train_ends_where_structures_are_fast_enough(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: float, free: int
+) -> None:
+    trial = begun(road, tmp_path, "none")
+    trial.recipe = dataclasses.replace(trial.recipe, train=recipe.Train(epochs=0.0))
+    asked: list[bool] = []
+
+    def tried(shape: Shape | None, trained: bool) -> Tried:
+        asked.append(trained)
+        return Tried("x", shape, trained, lost, 2.0 if shape else 1.0, 9)
+
+    monkeypatch.setattr(trial, "tried", tried)
+    assert len(list(chains(trial, Goal(1.0, 2.0)))) == 1 + free and not any(asked)
+
+
 def test_a_search_does_not_train_again_what_it_aimed_at_before(
     road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +407,10 @@ def test_what_was_pruned_for_one_kind_of_int8_is_not_taken_for_another(
     found = [trial._pruned(road / "classifier", Shape(2, 1.5, spelt), True)[0].name for spelt in ("2+64 2+32", "")]
     assert names == ["2-layers-1.5x-for-static", "2-layers-1.5x-for-dynamic", "2-layers-1.5x"]
     assert found == ["2-layers-1.5x-as-found-trained", "2-layers-1.5x-trained"], "what was measured, or is to be"
+    far = Shape(2, 2.5)
+    assert len(trial._pruned(road / "classifier", far, True)) == 2
+    trial.recipe = dataclasses.replace(trial.recipe, chain=recipe.Chain(depth=2, speedup=2.5, shape="2+64 2+32"))
+    assert len(trial._pruned(road / "classifier", far, True)) == 1, "what is spelt is not measured half-way"
 
 
 def test_a_search_that_misses_says_what_may_help(road: Path, tmp_path: Path) -> None:
@@ -408,6 +430,21 @@ def test_a_chain_can_not_keep_more_than_there_is(road: Path, tmp_path: Path, key
     asked = recipe.Search(chain=recipe.Chain(**chain))
     with pytest.raises(LspError, match=f"chain.{key} = 99, and the model has {there}"):
         search.run(road / "classifier", tmp_path / "out", asked, files, Goal(1.0), AGAIN, STAGES)
+
+
+def test_an_lstm_has_no_structure_to_search_for() -> None:
+    lstm: Any = SimpleNamespace(config=SimpleNamespace(preset="bilstm", layers=(1, 2), width=32), params={}, path="x")
+    search._check(lstm, recipe.Chain())
+    search._check(lstm, recipe.Chain(depth=2))
+    for chain in (recipe.Chain(depth=1), recipe.Chain(depth=2, speedup=2.0), recipe.Chain(depth=2, shape="1+8 1+8")):
+        with pytest.raises(LspError, match="an LSTM has none"):
+            search._check(lstm, chain)
+
+
+def test_what_is_in_int8_is_not_pruned_as_a_float_model_for_int8(road: Path, tmp_path: Path) -> None:
+    asked = dataclasses.replace(PRUNED, prune=recipe.Pruning(what="structure", speedup=1.5, int8="static"))
+    with pytest.raises(LspError, match="is in int8"):
+        prune_structure.run(road / "int8", tmp_path / "out", asked, Files(road / "train.tsv", road / "dev.tsv"), AGAIN)
 
 
 def test_a_search_does_not_begin_with_int8(road: Path, tmp_path: Path) -> None:
@@ -563,6 +600,19 @@ def test_evaluate_gates_and_predict_agree(road: Path):
     with pytest.raises(LspError, match="no such metric") as caught:
         evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["acuracy=0.5"], QUIET)
     assert "'accuracy'" in caught.value.message
+
+
+def test_what_is_explained_is_what_the_int8_model_answers(road: Path, tmp_path: Path) -> None:
+    base = checkpoint.open(road / "int8")
+    examples = labelled.read(road / "dev.tsv", AUTO, base.labels, labelled.Reading.of(base))
+    logits = Classifier(base.config).logits(base.params, examples)
+    assert np.abs(logits - Classifier(base.config).logits(dequantize(base.params), examples)).max() > 1e-5
+    lines = (road / "dev.tsv").read_text().splitlines()[1:6]
+    (tmp_path / "few.txt").write_text("".join(line.split("\t")[0] + "\n" for line in lines))
+    rows = explain.run(road / "int8", str(tmp_path / "few.txt"), AUTO, "", None, QUIET)["rows"]
+    wanted = list(answers.of("single_label", base.labels, logits[:5]))
+    assert [row["label"] for row in rows] == [each["label"] for each in wanted]
+    np.testing.assert_allclose([r["probability"] for r in rows], [w["probability"] for w in wanted], atol=1e-6)
 
 
 def test_every_stage_says_which_labels_flipped(road: Path) -> None:

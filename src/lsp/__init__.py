@@ -1,7 +1,7 @@
 """lsp takes raw text to a small, fast, well-measured text classifier."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 
 __version__ = "0.1.0"
@@ -60,9 +60,7 @@ class Stopped(Exception):
         self.code = code
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the name most like `word`, or an empty string when none is. A mapping has for each name
-    what to call it."""
-    called = names if isinstance(names, Mapping) else {name: name for name in names}
-    matches = difflib.get_close_matches(word, list(called), n=1, cutoff=0.6)
-    return f" Did you mean {called[matches[0]]!r}?" if matches else ""
+def nearest(word: str, names: Iterable[str], called: Callable[[str], str] = str) -> str:
+    """` Did you mean 'x'?` for the name most like `word`, as it is `called`, or an empty string when none is."""
+    matches = difflib.get_close_matches(word, list(names), n=1, cutoff=0.6)
+    return f" Did you mean {called(matches[0])!r}?" if matches else ""

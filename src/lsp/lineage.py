@@ -5,6 +5,7 @@ parent, and one of the same name that was made again is not.
 """
 
 import json
+import math
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ class Stage:
         return str(self.asked.get("recipe", ""))
 
     def file(self, name: str) -> bytes | None:
-        """A small file of the run, or None where it has no such. Raises LspError (exit 4) for a damaged one."""
-        return manifest.confirmed(self.path, self.manifest, name) if name in self.manifest["files"] else None
+        """A small file of the run, or None where it has no such, or one that is too large to be read at once. Raises
+        LspError (exit 4) for a damaged one."""
+        size = self.manifest["files"].get(name, {}).get("size", math.inf)
+        return manifest.confirmed(self.path, self.manifest, name) if size <= manifest.MANIFEST_LIMIT else None
 
 
 def opened(path: Path) -> Stage:
@@ -128,16 +131,23 @@ def again(stage: Stage, known: dict[str, str]) -> list[str]:
 
 
 def _runs_in(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(hash, path) of each finished run in a folder, and of the folder itself if it is one; damaged ones are passed
-    by: nobody asked for them."""
+    """(hash, path) of each finished run in a folder, and of the folder itself if it is one; damaged ones, and what is
+    not ours to read, are passed by: nobody asked for them."""
     if not folder.is_dir():
         return
-    for path in [folder, *sorted(folder.iterdir())]:
-        if path.is_dir() and (path / "manifest.json").is_file():
-            try:
+    for path in [folder, *_listed(folder)]:
+        try:
+            if path.is_dir() and (path / "manifest.json").is_file():
                 yield manifest.identity(manifest.load(path)), path
-            except LspError:
-                continue
+        except (LspError, OSError):
+            continue
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _object(path: Path, found: dict[str, Any], name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ FORMAT = 1
 SPARSE = 2  # where arrays are packed by the gaps between their values, which a reader of format 1 does not know
 MANIFEST_LIMIT = 64 * 2**20  # bytes; a manifest of a million files is larger, and is not ours
 DEPTH_LIMIT = 32  # folders below the run; Orbax makes four
+NAMED = 8  # runs of a folder that an error names
 UNLISTED = ("manifest.json", ".lock")
 # Steps to continue from, what the trackers keep for themselves, and what a search tried: no part of the finished run.
 UNSEALED = ("train", "tensorboard", "wandb", "candidates")
@@ -39,7 +40,7 @@ def seal(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """
     names = []
     for name in walk(path):
-        if name.endswith(".tmp"):
+        if name.endswith(".tmp") and name.split("/")[0] not in UNSEALED:  # those are others', and may be in use
             (path / name).unlink()
         elif _is_listed(name):
             names.append(name)
@@ -54,6 +55,14 @@ def seal(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     write_atomically(path / "manifest.json", text)
     sync(path.parent)
     return json.loads(text)
+
+
+def unsealed(target: Path, option: str) -> None:
+    """Raises LspError (exit 2) where the file that an `option` names would go into a sealed run, and damage it."""
+    place = target.resolve()
+    for folder in place.parents:
+        if (folder / "manifest.json").exists() and place.relative_to(folder).parts[0] not in UNSEALED:
+            raise LspError(f"{option} {target} is inside a run, which is sealed.", hint="Put it beside the run.")
 
 
 def read(path: Path, verify: bool = True) -> dict[str, Any]:
@@ -145,7 +154,12 @@ def load(path: Path) -> dict[str, Any]:
     try:
         raw = _read_inside(path, "manifest.json", MANIFEST_LIMIT)
     except FileNotFoundError:
-        if (path / "run.json").exists():
+        inside = [str(each.parent) for each in sorted(path.glob("*/manifest.json"))]
+        ended = (path / "result.json").exists() or not (path / "run.json").exists()  # a demo is no run of its own
+        if inside and ended:
+            message = f"{path} is no run, and holds some."
+            hint = f"Name one of them: {', '.join(inside[:NAMED])}{', …' * (len(inside) > NAMED)}"
+        elif (path / "run.json").exists():
             message, hint = f"{path} is not finished.", "Run the command that made it again; it continues."
         elif (path / "config.json").exists():
             message = f"{path} is no run of lsp's: it has a config.json and no manifest.json."

@@ -110,6 +110,13 @@ def test_an_augmenter_without_copies_is_refused(place: Path) -> None:
         run(place, "refused", dataclasses.replace(LSTM, distill=recipe.Distillation(augment=1)), "teacher")
 
 
+def test_a_students_dropout_is_the_heads(place: Path) -> None:
+    asked = dataclasses.replace(LSTM, model=dataclasses.replace(LSTM.model, dropout=0.3))
+    with pytest.raises(LspError, match="is for pretraining") as caught:
+        run(place, "refused", asked)
+    assert caught.value.hint == "Write --set head.dropout=0.3" and caught.value.code == 2
+
+
 class Killed(Exception):
     """Stands for a process that ends between two steps."""
 

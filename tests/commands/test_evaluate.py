@@ -1,6 +1,8 @@
 """What `lsp evaluate` writes and says beside its metrics."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -36,3 +38,11 @@ def test_errors_may_go_into_a_pipe(tmp_path: Path) -> None:
     assert read == ["a line\n"] and pipe.is_fifo()
     evaluate.put(tmp_path / "file", "another\n")
     assert (tmp_path / "file").read_text() == "another\n"
+
+
+def test_what_is_behind_standard_output_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    """A rename there would put a file in the place of the machine's /dev/stdout, where one may."""
+    code = "from lsp.commands import evaluate; from pathlib import Path; evaluate.put(Path('/dev/stdout'), 'rows\\n')"
+    with (tmp_path / "file").open("w") as file:
+        subprocess.run([sys.executable, "-c", code + "; print('table')"], stdout=file, check=True)
+    assert (tmp_path / "file").read_text() == "rows\ntable\n" and Path("/dev/stdout").is_symlink()

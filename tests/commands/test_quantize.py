@@ -76,6 +76,7 @@ def test_each_method_makes_a_model_that_answers(
     made = json.loads((out / "result.json").read_text())
     assert made["before"]["metrics"]["accuracy"] > 0.85
     assert made["paired"]["points_lost"] < 6 and made["kept_float"] == []
+    assert made["metrics"] == made["after"]["metrics"], "of what was written, on whole texts"
     assert ("sensitivity" in made) == ("outliers" in made) == (name == "gptq")
     held = leaves(out)
     kind = WeightOnly if name == "weights" else Int8
@@ -118,6 +119,7 @@ def test_what_is_weight_only_can_be_pruned_and_zeros_outlive_training_in_int8(ru
         (["--set", "quantize.bits=3"], "must be 4 or 8"),
         (["--method", "weights", "--set", "quantize.smooth=0.5", "--train", "TRAIN"], "fix: Leave quantize.smooth out"),
         (["--method", "trained", "--set", "quantize.rounding=gptq"], "fix: Leave them out"),
+        (["--method", "trained", "--set", "quantize.sample=64"], "and nothing does"),
         (["--max-drop", "0.5"], "fix: Add --dev FILE"),
         (["--set", "quantize.sensitivity=true"], "fix: Add --dev FILE"),
         (["--set", "quantize.calibration=kl"], "fix: Add --method static"),

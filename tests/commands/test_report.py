@@ -282,6 +282,29 @@ def test_bars_are_as_long_as_their_values() -> None:
     assert bars == pytest.approx([room * 0.75, room * 0.25, room * 0.25, 0], abs=0.06)
 
 
+def test_neighbours_that_may_not_be_read_are_passed_by(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so the refusal is the system's own, made up."""
+    whole = [stage.identity for stage in lineage.traced([runs / "int8"], [])]
+    (runs / "theirs").mkdir()
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path.parent.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert [stage.identity for stage in lineage.traced([runs / "int8"], [])] == whole and len(whole) > 1
+    monkeypatch.setattr(Path, "iterdir", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    assert lineage._listed(runs) == []
+
+
+def test_curves_that_are_too_long_to_read_at_once_are_no_damage(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = next(each for each in lineage.traced([runs / "int8"], []) if each.file("metrics.jsonl"))
+    monkeypatch.setattr(manifest, "MANIFEST_LIMIT", stage.manifest["files"]["metrics.jsonl"]["size"] - 1)
+    assert stage.file("metrics.jsonl") is None
+
+
 def test_the_commands_name_runs_that_are_known_and_hash_files_that_are_not(runs: Path) -> None:
     stages = lineage.traced([runs / "int8"], [])
     names = lineage.names(stages)
@@ -309,6 +332,16 @@ def test_nothing_is_written_over_or_into_a_run(
     for inside in ("report.html", "params/report.html"):
         code, said = fails(capsys, str(runs / "int8"), "--out", str(runs / "int8" / inside))
         assert code == Exit.USAGE and "sealed" in said
+    words = [
+        ["plot", str(runs / "int8"), "--out"],
+        ["bench", str(runs / "int8"), "--plot"],
+        ["explain", "--from", str(runs / "int8"), str(mine), "--html"],
+        ["evaluate", "--from", str(runs / "int8"), "--data", str(mine), "--errors"],
+    ]
+    for command, *others in words:
+        ending = {"explain": "html", "evaluate": "jsonl"}.get(command, "png")
+        assert cli.main([command, *others, str(runs / "int8" / f"mine.{ending}")]) == Exit.USAGE
+        assert "is inside a run, which is sealed" in capsys.readouterr().err, command
     monkeypatch.chdir(runs / "int8")
     assert shown(capsys, ".", "--overwrite")["out"] == str(runs.resolve() / "int8.html")
 

@@ -106,6 +106,8 @@ def test_outliers_are_named_the_largest_first() -> None:
     rows = calibrate.outliers({"quiet": quiet, "loud": loud, "silent": np.zeros(8, np.float32)})
     assert [(row["kernel"], row["channels"]) for row in rows] == [("loud", [7, 2])]
     assert rows[0]["times"] == pytest.approx(20.0 / np.median(loud))
+    half_dead = np.array([0, 0, 0, 0, 0, 1, 1, 9], np.float32)
+    assert calibrate.outliers({"half dead": half_dead}) == [{"kernel": "half dead", "channels": [7], "times": 9.0}]
 
 
 def test_a_planted_outlier_is_found_where_it_is(draw: Draw, invent: Invent) -> None:

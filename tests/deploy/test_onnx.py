@@ -325,6 +325,13 @@ def test_answers_that_depend_on_the_batch_do_not_count(
     assert error.value.code == Exit.NO
 
 
+def test_an_int8_model_may_differ_more_from_another_program_than_from_itself_in_company(tmp_path: Path) -> None:
+    found = {"largest_difference": 0.3, "batch_difference": 0.09, "allowed": 0.4, "batch_allowed": 0.1, "flips": 0}
+    parity.refuse(tmp_path, found | {"lengths": [2]})
+    with pytest.raises(LspError, match=r"0\.3 from each other, batched or alone; 0\.1 is allowed"):
+        parity.refuse(tmp_path, found | {"lengths": [2], "batch_difference": 0.3})
+
+
 def test_what_is_no_file_of_ours_is_refused(
     words: SentencePiece, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,7 +196,11 @@ def search(
     min_speedup: Annotated[
         float,
         typer.Option(
-            "--min-speedup", metavar="N", min=0.0, help="Times as fast at least, to within 3 %; 0: as fast as can be."
+            "--min-speedup",
+            metavar="N",
+            min=0.0,
+            max=1000.0,
+            help="Times as fast at least, to within 3 %; 0: as fast as can be.",
         ),
     ] = 0.0,
     max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Such as 20MB.")] = "",

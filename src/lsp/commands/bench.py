@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, processor, timing
+from lsp import Exit, LspError, chart, checkpoint, console, curves, directory, manifest, processor, timing
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.deploy import bench, exported, faster
@@ -48,6 +48,8 @@ def run(
 
     What all are compared with is the first of the others, or where there is none the float32 self.
     """
+    if plot is not None:
+        manifest.unsealed(plot, "--plot")
     machine = _machine()
     load, threads = machine["load_averages"][0], machine["threads"]
     if load > BUSY * threads:

@@ -34,6 +34,11 @@ def run(
     clock, progress = Clock(options.budget), options.progress
     if augmenter and not recipe.distill.augment:
         raise LspError("--augmenter has no copies to make.", hint="Say how many: --set distill.augment=4")
+    if recipe.model.dropout != recipes.Model().dropout:
+        raise LspError(
+            "model.dropout is for pretraining; a student that learns from a teacher has head.dropout.",
+            hint=f"Write --set head.dropout={recipe.model.dropout:g}",
+        )
     inputs = files.digests()
     inputs["from"] = directory.identity(directory.read(start))
     if augmenter:

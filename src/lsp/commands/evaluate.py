@@ -1,6 +1,7 @@
 """`lsp evaluate`: metrics of a classifier on a file, and gates on them."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lsp import LspError, checkpoint, directory, nearest
+from lsp import LspError, checkpoint, directory, manifest, nearest
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.deploy import exported
@@ -19,6 +20,7 @@ from lsp.train.evaluate import Classifier, Scores
 
 MOST_CROSSED = 20  # classes of a confusion matrix that is shown
 MOST_GROUPS, SMALLEST_GROUP = 50, 30  # of a slice: groups that are shown, and examples of one that is judged
+STREAMS = {"/dev/stdout": "stdout", "/dev/stderr": "stderr"}
 LABEL = "label \\ guess"
 
 
@@ -39,18 +41,27 @@ def run(
     (exit 2) when there is a file of another kind already.
     """
     wanted = [_gate(gate) for gate in gates]
-    if errors is not None and (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
-        raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
+    if errors is not None and str(errors) not in STREAMS:
+        manifest.unsealed(errors, "--errors")
+        if (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
+            raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
     how, names, score = _opened(start)
+    sets = ["", *(f"{other.name.partition('.')[0].rpartition('_')[2]}_" for other in data[1:])]
+    known = [prefix + name for prefix in sets for name in metrics.names(how.problem)]
+    for name, _ in wanted:
+        if name not in known:
+            raise LspError(
+                f"--min {name}: no such metric.{nearest(name, known)}", hint=f"There are: {', '.join(known)}."
+            )
     table = labelled.read_table(data[0], columns, names, how, slices)
     labelled.remark(table, data[0], progress)
     examples = how.examples(table)
     progress.say(f"evaluating {len(examples)} examples")
     scores = score(examples)
     found = dict(scores.metrics)
-    for other in data[1:]:
+    for other, prefix in zip(data[1:], sets[1:], strict=True):
         also = score(labelled.read(other, columns, names, how)).metrics
-        found |= {f"{other.name.partition('.')[0].rpartition('_')[2]}_{name}": value for name, value in also.items()}
+        found |= {prefix + name: value for name, value in also.items()}
     problem, logits, labels = how.problem, scores.logits, examples.labels
     if errors is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, problem, logits, labels)]
@@ -92,8 +103,12 @@ def _opened(start: Path) -> tuple[labelled.Reading, tuple[str, ...], Callable[[E
 
 
 def put(path: Path, lines: str) -> None:
-    """Writes a file, whole or not at all; or into what is none: a pipe, /dev/stdout."""
-    if path.exists() and not path.is_file():
+    """Writes a file, whole or not at all; or into what is none: a pipe, or /dev/stdout, whatever is behind that."""
+    if str(path) in STREAMS:
+        stream = getattr(sys, STREAMS[str(path)])
+        stream.write(lines)
+        stream.flush()
+    elif path.exists() and not path.is_file():
         path.write_text(lines, encoding="utf-8")
     else:
         directory.write_atomically(path, lines)
@@ -180,6 +195,4 @@ def _gate(text: str) -> tuple[str, float]:
 
 
 def _judged(name: str, minimum: float, found: dict[str, float]) -> dict[str, Any]:
-    if name not in found:
-        raise LspError(f"--min {name}: no such metric.{nearest(name, found)}", hint=f"There are: {', '.join(found)}.")
     return {"metric": name, "min": minimum, "value": found[name], "passed": found[name] >= minimum}

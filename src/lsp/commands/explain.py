@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from lsp import LspError, checkpoint, console, directory, nearest
+from lsp import LspError, checkpoint, console, directory, manifest, nearest
 from lsp import page as pages
 from lsp.data import tasks
 from lsp.data.examples import Examples
+from lsp.model.int8 import present
 from lsp.model.weightonly import dequantize
 from lsp.train import answers, labelled
 from lsp.train.attribution import CLOSE, Explainer, by_word
@@ -37,6 +39,8 @@ def run(
     if label and label not in base.labels:
         hint = f"The labels are: {', '.join(base.labels)}."
         raise LspError(f"--label {label}: no such label.{nearest(label, base.labels)}", hint=hint)
+    if page is not None:
+        manifest.unsealed(page, "--html")
     if page is not None and page.exists() and not pages.ours(page, TITLE):
         raise LspError(f"--html {page} is there already, and something else.", hint="Give another name.")
     rows = list(_rows(base, source, columns, label, progress))
@@ -52,20 +56,22 @@ def run(
 def _rows(
     base: checkpoint.Checkpoint, source: str, columns: labelled.Columns, label: str, progress: Any
 ) -> Iterator[dict[str, Any]]:
-    params, config = dequantize(base.params), base.config
-    explainer, classifier = Explainer(config, params), Classifier(config)
+    config, own = base.config, jax.device_put(base.params)
+    explainer, classifier = Explainer(config, dequantize(base.params)), Classifier(config)
+    if present(base.params):
+        progress.say("answers are those of the int8 model; weights of words, of what its numbers stand for in float32")
     texts = [texts for texts, _ in itertools.islice(tasks.stream(source, columns[0], base.columns), MOST + 1)]
     if len(texts) > MOST:
         progress.warn(f"explaining the first {MOST} texts; there are more")
     with progress.task("explaining", min(len(texts), MOST)) as task:
         for number, text in enumerate(texts[:MOST]):
             examples = Examples(tasks.Table([text], [], base.labels), base.tokenizer, config.max_length)
-            logits = classifier.logits(params, examples)
+            logits = classifier.logits(own, examples)
             (answer,) = answers.of(config.problem, base.labels, logits)
             output = base.labels.index(label) if label else int(np.argmax(logits[0]))
             tokens = examples.tokens[0]
             types = (np.arange(len(tokens)) >= examples.seconds[0]).astype(np.int32) * (len(text) > 1)
-            found = explainer(tokens, types.astype(np.int32), output)
+            found = explainer(tokens, types, output)
             words = by_word(tokens, base.tokenizer.pieces(tokens), found.weights)
             yield {
                 "label": answer["label"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lsp import Exit, LspError, chart, console, curves, directory
+from lsp import Exit, LspError, chart, console, curves, directory, manifest
 
 ROWS = 20  # of the drawing in a terminal
 
@@ -17,6 +17,8 @@ def run(
 
     `smooth` is the number of logged lines that a point is the mean of, made odd; 0 chooses by the longest curve.
     """
+    if out is not None:
+        manifest.unsealed(out, "--out")
     runs = list({path.resolve(): path for path in runs}.values())
     if len(runs) > len(chart.LETTERS):
         raise LspError(f"{len(runs)} runs are too many for one chart.", hint=f"Plot {len(chart.LETTERS)} at most.")

@@ -51,6 +51,11 @@ def run(
         base, sets, asked = stage.base, stage.sets, recipe.prune
         if base.config.preset == "bilstm":
             raise LspError("An LSTM has no heads and units to remove.", hint="Distil it to a narrower one.")
+        if asked.int8 != "none" and present(base.params):
+            raise LspError(
+                f"prune.int8 is for a float model that is quantised afterwards, and {start} is in int8.",
+                hint="Leave it out: what comes in int8 is timed in int8, and leaves so.",
+            )
         knowing = checkpoint.open(teacher) if teacher else base
         used: Any = partial(quantize, make=limited if asked.int8 == "static" else nearest)
         whole = stage.config, stage.floats(base.params)

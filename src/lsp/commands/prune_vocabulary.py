@@ -39,7 +39,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
             f"file's are among them; {report['unknown']:.2f} % are [UNK], before {report['unknown_before']:.2f} %"
         )
         made: dict[str, Any] = {"step": 0}
-        if recipe.prune.pieces and stage.steps:
+        if stage.steps and counts[old].sum() < counts.sum():
             train = read(files.train, how)
             train.wanted = answers(base, sets.train, progress)  # the teacher reads its own tokens
             fewer = replace(sets, train=train, dev=dev)

@@ -73,15 +73,17 @@ def run(
             result = measured | {"before": base.size() | first.summary(), "after": last.summary()}
             result["paired"] = measure.beside(held.path, base, examples, first, last)
             kept = {"float": result["kept_float"]} if result["kept_float"] else {}
+        # What training said at its end is of texts cut to its length, and of no part that stays float.
+        metrics = result["after"].get("metrics", {})
         return checkpoint.finish(
             held,
             base.model._replace(params=params),
             stage="quantize",
             step=made.summary.get("step", base.manifest["step"]),
-            metrics=result["after"].get("metrics", {}),
+            metrics=metrics,
             compression=[*base.manifest["compression"], recipe.quantize.applied() | kept],
             parents=[inputs["from"]],
-            result=made.summary | result,
+            result=made.summary | result | {"metrics": metrics},
         )
 
 

@@ -62,10 +62,7 @@ def gathered(stages: Sequence[Stage], given: str, limits: report.Limits) -> dict
 
 def refuse(target: Path) -> None:
     """Raises LspError (exit 2) where the page would go into a sealed run, or in the place of what is no report."""
-    place = target.resolve()
-    for folder in place.parents:
-        if (folder / "manifest.json").exists() and place.relative_to(folder).parts[0] not in manifest.UNSEALED:
-            raise LspError(f"--out {target} is inside a run, which is sealed.", hint="Put the page beside it.")
+    manifest.unsealed(target, "--out")
     if target.exists() and not page.ours(target, report.TITLE):
         raise LspError(f"--out {target} is there already, and something else.", hint="Give another name.")
 
@@ -91,7 +88,7 @@ def _row(stage: Stage, names: dict[str, str]) -> dict[str, Any]:
         "parents": [names[parent] for parent in stage.parents if parent in names],
         "missing": lineage.missing(stage, names),
         "text": text if text not in names else "",
-        "steps": found.get("step") if stage.file("metrics.jsonl") else 0,
+        "steps": found.get("step") if "metrics.jsonl" in found["files"] else 0,
         "parameters": result.get("parameters"),
         "bytes": result.get("bytes"),
         "metric": metric if value is not None else None,

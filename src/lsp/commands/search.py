@@ -93,6 +93,12 @@ def _check(base: checkpoint.Checkpoint, chain: recipes.Chain) -> None:
     for key, asked, there in sizes:
         if asked > there:
             raise LspError(f"chain.{key} = {asked}, and the model has {there}.", hint="Give fewer.")
+    structure = (chain.depth or len(base.config.layers), chain.channels, chain.speedup, chain.shape)
+    if base.config.preset == "bilstm" and structure != (len(base.config.layers), 0, 1.0, ""):
+        raise LspError(
+            "chain.depth, channels, speedup and shape are of layers with heads and units, and an LSTM has none.",
+            hint="Leave them out, or distil it to a smaller one: lsp compress distill.",
+        )
 
 
 def _still(held: directory.Run, goal: Goal) -> dict[str, Any]:
@@ -250,7 +256,7 @@ class _Trial:
             hidden=chain.hidden if trained else 0.0,
             int8=self.int8,
         )
-        if not trained or not (chain.through or shape.speedup > search.STEP):
+        if not trained or not (chain.through or (shape.speedup > search.STEP and not chain.shape)):
             asked = dataclasses.replace(asked, shape=shape.spelt or chain.shape)
             end = "" if not trained else "-as-found-trained" if shape.spelt else "-trained"
             return [self._made(start, fast + end + kind, asked, trained)]

@@ -124,10 +124,12 @@ def products(config: ModelConfig, params: Tree, examples: Examples) -> dict[str,
 
 def outliers(largest: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """For each kernel with channels whose largest value is more than six times the median channel's: which, the largest
-    first, and how many times the first is the median."""
+    first, and how many times the first is the median. Channels that nothing reaches do not count."""
     rows = []
     for name, largest_K in largest.items():
-        times_K = largest_K / max(float(np.median(largest_K)), np.finfo(np.float32).tiny)
+        if not largest_K.any():
+            continue
+        times_K = largest_K / np.median(largest_K[largest_K > 0])
         channels = np.argsort(-times_K, kind="stable")[: int((times_K > OUTLIER).sum())]
         if len(channels):
             rows.append({"kernel": name, "channels": channels.tolist(), "times": float(times_K[channels[0]])})

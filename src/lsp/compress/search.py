@@ -186,14 +186,15 @@ class Trial(Protocol):
 def chains(trial: Trial, goal: Goal) -> Iterator[Tried]:
     """Makes chains by a trial, the cheap ones first: those without structure; for each speed that the structure needs
     each depth without training, until one meets the goal, and of those that are fast and small enough the most accurate
-    with training, until one does or the time is up; or until points are all that is missed, for what is faster loses
-    more."""
+    with training (where the recipe has any), until one does or the time is up; or until points are all that is missed,
+    for what is faster loses more."""
     plain = yield from _unpruned(trial, goal)
     if trial.base.config.preset == "bilstm":  # which has no heads and units to remove
         return
-    config, aims = trial.base.config, bool(goal.speedup or goal.size)
+    config, train = trial.base.config, trial.recipe.train
+    aims, trains = bool(goal.speedup or goal.size), bool(train.epochs or train.steps)
     for speedup in needed(goal, plain):
-        free, enough = [], False
+        free: list[Tried] = []
         for shape in shapes(len(config.layers), config.width, speedup):
             if trial.over():
                 return
@@ -202,7 +203,8 @@ def chains(trial: Trial, goal: Goal) -> Iterator[Tried]:
                 yield found
                 if aims and not goal.missed(found):  # shallower ones lose more as a rule
                     break
-        for each in promising(free, goal):
+        enough = not trains and any(goal.enough(one) for one in free)
+        for each in promising(free, goal) if trains else ():
             if trial.over(trial.last):
                 return
             for found in _trained(trial, each, goal):

@@ -120,8 +120,9 @@ def _without(w_DN: np.ndarray, stays: np.ndarray, square_DD: np.ndarray, sparse:
 
 
 def _levelled(whole: Model, small: Model, channels: Channels, batches: Sequence[Batch]) -> Tree:
-    """The parameters of `small`, which is `cut` from `whole`, with scale and bias of each norm fitted to what the whole
-    model's norm makes of each channel that stays, where both read the whole model's stream in `batches`."""
+    """The parameters of `small`, which is `cut` from `whole`, with scale and bias of each norm but the pooler's fitted
+    to what the whole model's norm makes of each channel that stays, where both read the whole model's stream in
+    `batches`."""
     old, new = (graphdef(config) for config, _ in (whole, small))
     seen = jax.jit(partial(_outputs, old, new, channels.stream))
     sums: dict[Path, Any] = {}

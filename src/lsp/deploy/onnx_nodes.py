@@ -41,7 +41,7 @@ class Graph:
     def _array(self, array: np.ndarray) -> str:
         name = f"array_{len(self.arrays)}"
         # ONNX Runtime 1.32, told to be exact, can't open a file where it makes uint8 of an int8 array for two nodes.
-        if array.size <= SMALL and array.dtype != np.int8:
+        if (array.size <= SMALL or array.ndim == 1) and array.dtype != np.int8:
             known = self._known.setdefault((array.dtype.str, array.shape, array.tobytes()), name)
             if known != name:
                 return known

@@ -97,9 +97,10 @@ def _replace(recipe: Any, table: dict[str, Any], source: str, prefix: str, known
     changed: dict[str, Any] = {}
     for name, value in table.items():
         if name not in hints:
-            here, anywhere = {k: prefix + k for k in hints}, {k.rpartition(".")[2]: k for k in reversed(known)}
-            same = {k: dotted for k, dotted in anywhere.items() if k == name}
-            close = nearest(name, same) or nearest(name, here) or nearest(name, anywhere)
+            anywhere = {k.rpartition(".")[2]: k for k in reversed(known)}
+            whole = anywhere.__getitem__
+            close = nearest(name, anywhere.keys() & {name}, whole) or nearest(name, hints, lambda key: prefix + key)
+            close = close or nearest(name, anywhere, whole)
             raise LspError(
                 f"{source}: unknown key '{prefix}{name}'.{close}",
                 hint=f"Keys here: {', '.join(prefix + k for k in hints)}.",

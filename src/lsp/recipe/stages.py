@@ -178,14 +178,14 @@ PRUNES = {  # the keys that each `what` reads, besides those that all do
 @dataclasses.dataclass(frozen=True)
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
-    pieces: int = key(0, "with `vocabulary`, pieces to keep at most, the commonest; 0 means all that the training examples have or, where the size asked for would take more of the structure than the speed does, those that are 98 % of their tokens, unless that costs half a point")
+    pieces: int = key(0, "with `vocabulary`, pieces to keep at most, the commonest; 0 means all that the training examples have or, in a search where the size asked for would take more of the structure than the speed does, those that are 98 % of their tokens, unless that costs half a point")
     depth: int = key(0, "layers to keep; 0 means that depth, channels and speed are searched for")
     channels: int = key(0, "with `depth`, channels of the hidden width to keep; 0 means all")
     speedup: float = key(1.0, "with `depth`, how many times as fast the structure is to be, measured, unless `shape` says it")
     shape: str = key("", "with `depth`, what each layer keeps, `12+672 11+384 …` heads and feed-forward units; nothing is measured then")
     through: str = key("", "with `shape`, what each layer keeps half-way there, where it is trained before the rest goes")
     hidden: float = key(1.0, "`prune.hidden` of the training that recovers: weight of being as before inside too; 0 means answers alone, and the whole model does not run in every step")
-    int8: Literal["auto", Int8Kind] = key("auto", "int8 weights and activations at the end: with a scale for each matrix (`static`), for each token (`dynamic`) or none of it (`none`); `auto` is static, which is the fastest, unless that costs the model without pruning half a point more than dynamic")
+    int8: Literal["auto", Int8Kind] = key("auto", "int8 weights and activations at the end: with a scale for each matrix (`static`), for each token (`dynamic`) or none of it (`none`); `auto` is static, which is the fastest, unless in a search that costs the model without pruning half a point more than dynamic")
 
 
 Calibration = Literal["minmax", "percentile", "mse", "kl"]
@@ -225,7 +225,7 @@ class Quantization:
             raise LspError("quantize.smooth and quantize.rounding are for a model that is not trained.", hint="Leave them out, or leave out --method trained.")
         if self.method != "static" and self.calibration != "percentile":
             raise LspError(f"quantize.calibration is for static scales, and the method is {self.method}.", hint="Add --method static, or leave it out.")
-        if self.method != "trained" and not self.calibrates and self.sample != plain.sample:
+        if (self.method == "trained" or not self.calibrates) and self.sample != plain.sample:
             raise LspError("quantize.sample is of the examples that calibrate, and nothing does.", hint="Add --method static, or leave it out.")
         if self.method != "trained" and self.hard:
             raise LspError(f"quantize.hard is for training, and the method is {self.method}.", hint="Add --method trained, or leave it out.")
