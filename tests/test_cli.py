@@ -246,6 +246,16 @@ def test_lengths_of_time() -> None:
     assert [arguments.parse_duration(text) for text in ("", "90", "90s", "30m", "1h30m", "1.5h", "2d")] == [
         *(0, 90, 90, 1800, 5400, 5400, 172800),
     ]
+    for nothing in ("0", "0s", "0h0m"):
+        with pytest.raises(LspError, match="leaves no time"):
+            arguments.parse_duration(nothing)
+
+
+def test_a_closed_stderr_ends_the_display_and_not_the_work(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("".join(f"Line {n} of a short text.\n\n" for n in range(400)))
+    command = f"{sys.executable} -m lsp prepare lines.txt --vocab-size 300 --seq-len 16 --out rows --json 2>&-"
+    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)["status"] == "complete"
 
 
 def test_sizes() -> None:

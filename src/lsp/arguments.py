@@ -212,11 +212,14 @@ def apart(out: Path, begin: Path | None, option: str = "--from") -> None:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds in `90`, `90s`, `30m`, `1h30m` or `2d`; 0 for an empty text. Raises LspError."""
+    """Seconds in `90`, `90s`, `30m`, `1h30m` or `2d`; 0 for an empty text, which sets no limit. Raises LspError."""
     units = {"d": 86400, "h": 3600, "m": 60, "s": 1, "": 1}
     if not re.fullmatch(r"(\d+(\.\d+)?[dhms])*|\d+", text.strip()):
         raise LspError(f"--budget {text} is not a length of time.", hint="Write it as in --budget 30m, 90s or 1h30m.")
-    return sum(float(count) * units[unit] for count, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms]?)", text))
+    seconds = sum(float(count) * units[unit] for count, _, unit in re.findall(r"(\d+(\.\d+)?)([dhms]?)", text))
+    if text.strip() and not seconds:
+        raise LspError(f"--budget {text} leaves no time.", hint="Leave it out where there is no limit.")
+    return seconds
 
 
 def parse_size(text: str) -> float:

@@ -173,6 +173,11 @@ def test_unusable_tables_are_named_with_what_is_wrong(tmp_path: Path, name: str,
     assert error.value.hint
 
 
+def test_what_a_web_server_is_asked_besides_is_no_part_of_the_name() -> None:
+    asked = ("https://h.co/a/data.jsonl.gz?download=true", "http://h.co/a.parquet#x", "gs://b/x?.jsonl", "a?.txt")
+    assert [files.kind(path) for path in asked] == [".jsonl", ".parquet", ".jsonl", ".txt"]
+
+
 def test_a_bomb_is_read_in_bounded_steps(tmp_path: Path) -> None:
     bomb = zstandard.compress(bytes(1 << 28))
     path = write(tmp_path / "bomb.txt.zst", bomb)

@@ -110,6 +110,9 @@ def test_columns_that_a_model_knows_come_before_the_usual_ones(tmp_path: Path) -
     assert table.texts == [("b",), ("c",)] and table.columns == ("Body",)
     assert tasks.read(path, known=("other",)).texts == [("t",), ("u",)]
     assert tasks.read(path, ("2",), "3", known=("title",)).texts == [("b",), ("c",)]
+    spaced = write(tmp_path / "b.csv", "label, text\nx,t\ny,u\n")
+    table = tasks.read(spaced)
+    assert tasks.read(spaced, known=table.columns).texts == table.texts == [("t",), ("u",)], "of a model made of it"
     with pytest.raises(LspError, match="gives one text a row, and the model was trained on pairs of texts: 'a', 'b'"):
         tasks.read(path, known=("a", "b"))
     with pytest.raises(LspError, match="pairs of texts a row, and the model was trained on one text"):

@@ -101,6 +101,14 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
         list(text.documents([write(tmp_path / "a.txt", b"short\n" + b"x" * 5000)]))
 
 
+def test_a_file_is_cut_without_reading_a_line_that_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "dump.jsonl", b"x" * 5000)
+    monkeypatch.setattr(text, "LINE_LIMIT", 100)
+    assert text.cut(path, 2000, 5000) == 2100
+
+
 def test_a_document_without_end_comes_in_parts_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

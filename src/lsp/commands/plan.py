@@ -30,7 +30,7 @@ class Hardware(NamedTuple):
 def run(path: Path, recipe: recipes.Pretrain, hardware: Hardware, tokens: float, progress: Progress) -> dict[str, Any]:
     """Compiles the recipe's step and says what it takes; `tokens` 0 means the recipe's steps."""
     rows = recipe.train.batch_size * recipe.data.sequence_length
-    steps = round(tokens / rows) if tokens else recipe.train.steps
+    steps = max(1, round(tokens / rows)) if tokens else recipe.train.steps
     if not steps:
         raise LspError(
             "The recipe counts no steps.", hint="Add --tokens N, as in --tokens 1e9, or --set train.steps=N."

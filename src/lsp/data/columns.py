@@ -51,7 +51,9 @@ def values(
                     read(stored * row // rows if rows else raw.tell())
         except UnicodeDecodeError:
             raise unusable(f"{title(path)}: text after row {row} is not UTF-8.", "Write the file again.") from None
-        except (arrow.ArrowException, EOFError) as error:
+        except (arrow.ArrowException, EOFError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the machine's; Arrow's own have no number
+                raise
             reason = str(error).splitlines()[0][:200]
             raise unusable(
                 f"{title(path)} is damaged or cut short after row {row} ({reason}).", "Fetch or write the file again."

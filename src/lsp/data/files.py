@@ -107,7 +107,8 @@ def expand(paths: Sequence[str]) -> list[str]:
 
 def kind(path: str) -> str:
     """The suffix that says what is in a file, compression aside: `.jsonl` for `a/b.jsonl.gz`, nothing for `-`."""
-    name = PurePosixPath(path)
+    # What a web server is asked besides is no part of a name: Hugging Face's links end in ?download=true.
+    name = PurePosixPath(re.split("[?#]", path)[0] if path.startswith(("http://", "https://")) else path)
     return PurePosixPath(name.stem).suffix.lower() if name.suffix.lower() in COMPRESSED else name.suffix.lower()
 
 

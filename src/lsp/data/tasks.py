@@ -220,8 +220,8 @@ def _columns(
     def place(name: str, option: str) -> str | int:
         if _is_place(name, names) and not (headed and name in header):
             index = int(name) - 1
-        elif name.lower() in header:
-            index = names.index(name if name in names else header[name.lower()])
+        elif name.strip().lower() in header:
+            index = names.index(name if name in names else header[name.strip().lower()])
         else:
             raise LspError(
                 f"{option} {name}: {text.title(path)} has no such column.{nearest(name, names)}",

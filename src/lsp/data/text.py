@@ -140,10 +140,10 @@ def cut(path: str, near: int, length: int) -> int:
         return min(max(near, 0), length)
     with files.opened(path) as raw:
         raw.seek(near - 1)
-        at = near - 1 + len(raw.readline())
+        at = near - 1 + len(raw.readline(LINE_LIMIT + 1))  # what is longer `lines` refuses
         if _of_records(path):
             return at
-        while line := raw.readline():
+        while line := raw.readline(LINE_LIMIT + 1):
             at += len(line)
             if at - near > DOCUMENT_LIMIT or not line.decode("utf-8", "replace").strip():
                 return at
