@@ -98,9 +98,11 @@ def test_something_else_for_the_same_directory_is_refused(
     with refused(Exit.USAGE, words, "--overwrite"), claimed(out, **change):
         pass
     assert contents(out / "params") == before
-    (out / "notes.txt").write_text("mine")
+    for mine in ("notes.txt", "README.md"):
+        (out / mine).write_text("mine")
     with claimed(out, overwrite=True, **change) as run:
-        assert not run.complete and not (out / "params").exists() and (out / "notes.txt").read_text() == "mine"
+        assert not run.complete and not (out / "params").exists()
+        assert (out / "notes.txt").read_text() == (out / "README.md").read_text() == "mine"
 
 
 def test_an_overwrite_that_is_killed_leaves_no_complete_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +126,14 @@ def test_a_run_that_made_nothing_may_be_asked_for_something_else(tmp_path: Path)
 
 def test_what_it_left_is_not_sealed_with_what_is_asked_for_then(tmp_path: Path) -> None:
     """An export that was stopped, say; the black box of a run that diverged is for looking at."""
-    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "out") as run:
-        (run.path / "model.onnx").write_bytes(b"of another")
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "out", command="export") as run:
+        for name in ("model.onnx", "README.md"):
+            (run.path / name).write_bytes(b"of another")
         (run.path / "blackbox").mkdir()
         fail(ZeroDivisionError())
     with claimed(tmp_path / "out", recipe="[train]\nsteps = 9\n") as run:
-        assert not (run.path / "model.onnx").exists() and (run.path / "blackbox").is_dir()
+        assert not (run.path / "model.onnx").exists() and not (run.path / "README.md").exists()
+        assert (run.path / "blackbox").is_dir()
     with claimed(tmp_path / "out", recipe="[train]\nsteps = 9\n") as run:
         (run.path / "metrics.jsonl").write_text("{}\n")
     with claimed(tmp_path / "out", recipe="[train]\nsteps = 9\n") as run:

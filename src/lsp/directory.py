@@ -33,9 +33,11 @@ WRITTEN = (
     "rows",
     "parts",
     "blackbox",
-    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),  # an export
-    *("model.stablehlo", "model.onnx"),
     *("structure.json", "flips.jsonl", "pareto.json", "pareto.png", "chain.toml"),  # of compress stages
+)
+EXPORTED = (  # and into an export; elsewhere a README.md, say, is its user's
+    *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"),
+    *("model.stablehlo", "model.onnx"),
 )
 PATIENCE = 10.0  # seconds: those who share a run hold it only while they look at what was asked
 WORK = ("manifest.json", "params", "tokenizer", "rows", "train", "candidates", "structure.json")
@@ -136,7 +138,8 @@ def _begin(out: Path, asked: dict[str, Any], overwrite: bool) -> None:
     # export that was not finished say, goes first: else it would be sealed with the new.
     kept = () if overwrite else ("blackbox",)
     if marker and (overwrite or marker != asked):
-        for name in (*WRITTEN, *manifests.UNSEALED):
+        exported = EXPORTED if marker["command"] == "export" else ()
+        for name in (*WRITTEN, *manifests.UNSEALED, *exported):
             if name not in kept:
                 _remove(out / name)
         sync(out)

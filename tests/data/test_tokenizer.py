@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from lsp import Exit, LspError
-from lsp.data import tokenizer
+from lsp.data import packing, tokenizer
+from lsp.data.published import Published
 from lsp.data.tokenizer import CLS, MASK, PAD, SEP, SPECIALS, UNK, Tokenizer
+
+GOLDEN = Path(__file__).parents[1] / "deploy" / "golden"
 
 
 def corpus(documents: int = 300) -> list[str]:
@@ -25,6 +28,17 @@ def train(texts: list[str], vocab_size: int = 400, kind: str = "unigram", lowerc
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def words(request: pytest.FixtureRequest) -> Tokenizer:
     return train(corpus(), kind=request.param)
+
+
+@pytest.mark.parametrize("name", ["bert-bare", "roberta-words", "modernbert-words", "ours"])
+def test_lines_come_out_as_in_the_whole_text(name: str, words: Tokenizer) -> None:
+    """Of byte-level tokenizers two words would be one, and the newline between them lost."""
+    folder = GOLDEN / name
+    cut = Published((folder / "tokenizer.json").read_bytes()) if folder.exists() else words
+    document = "the cats\nand dogs,\n  sleeping\nin it"
+    found = packing.encode([document, "one"], cut)
+    assert found.documents.tolist() == [4, 1]
+    assert found.tokens.tolist() == [*cut.encode_arrays([document])[0], *cut.encode_arrays(["one"])[0]]
 
 
 def test_the_special_pieces_have_their_ids(words: Tokenizer) -> None:

@@ -179,18 +179,22 @@ def shares(documents: Iterable[str], size: int) -> Iterator[tuple[int, Iterator[
 def encode(documents: list[str], tokenizer: Tokenizer) -> Encoded:
     """The documents as tokens.
 
-    A line is encoded by itself, and very long lines in parts, so that the cores have even shares; a newline is a space
-    to the tokenizer, hence nothing is lost.
+    A line is encoded by itself, and very long lines in parts, so that the cores have even shares: without its newline
+    where that is a space to the tokenizer, and with it where it has a piece of its own.
     """
-    parts = [[*_lines(document)] for document in documents]
+    whole, bare, ended, last = tokenizer.encode_arrays(["a\nb", "a", "a\n", "b"])
+    spaced = np.array_equal(np.concatenate([bare, last]), whole)
+    end = "\n" if not spaced and np.array_equal(np.concatenate([ended, last]), whole) else ""
+    parts = [[*_lines(document, end)] for document in documents]
     encoded = tokenizer.encode_arrays([part for each in parts for part in each])
     lines = np.fromiter(map(len, encoded), np.int64, len(encoded))
     counts = np.fromiter(map(len, parts), np.int64, len(parts))
     return Encoded(np.concatenate(encoded) if encoded else np.zeros(0, np.int32), lines, counts)
 
 
-def _lines(document: str) -> Iterator[str]:
-    for line in document.split("\n"):
+def _lines(document: str, end: str) -> Iterator[str]:
+    *lines, last = document.split("\n")
+    for line in (*(line + end for line in lines), last):
         if len(line) <= LONGEST_TEXT:
             yield line
         else:
