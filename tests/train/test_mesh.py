@@ -93,6 +93,35 @@ def test_a_step_agrees_on_every_split_of_eight_devices(way: str, splits: list[tu
         assert other["shard"] == other["moment"] == [16 // split[1], 48 // split[2]]
 
 
+MEASURED = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from lsp.model.config import Layer, ModelConfig
+from lsp.model.encoder import initialise
+from lsp.train.evaluate import Forward
+from lsp.train.evaluate import _classify as classify
+
+config = ModelConfig("bert", 304, 16, (Layer(2, 8, 24),), max_length=64).classifier(3, "mean", 0.0)
+tokens = np.random.default_rng(0).integers(5, 300, (4, 64), np.int32)
+batch = {"tokens": tokens, "segments": np.ones_like(tokens), "types": np.zeros_like(tokens)}
+alone = initialise(config, 0)
+mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+spread = jax.device_put(alone, NamedSharding(mesh, PartitionSpec()))
+first, second = (Forward(config, classify)(params, batch) for params in (alone, spread))
+np.testing.assert_allclose(first, second, atol=1e-6)
+"""
+
+
+def test_a_model_is_measured_on_one_device_and_then_on_several():
+    """As where a teacher answers before its student is trained; programs are kept for the whole process."""
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_mesh_that_does_not_fit_the_devices_is_refused():
     with pytest.raises(LspError, match="does not make the 1 devices") as caught:
         meshes.make(recipe.Mesh(data=-1, fsdp=3), jax.devices()[:1])

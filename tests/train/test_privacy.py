@@ -171,6 +171,7 @@ def test_a_private_run_says_what_it_spent_and_keeps_no_secret(tmp_path: Path) ->
     for change, says in (
         ({"adapt": recipe.Adapt(grow=True)}, "adapt.grow"),
         ({"train": dataclasses.replace(plan.train, on_divergence="skip")}, "on_divergence"),
+        ({"privacy": recipe.Privacy(noise=1.0, clip=0.0)}, "nothing would be learnt"),
     ):
         with pytest.raises(LspError, match=says):
             finetune.run(

@@ -168,13 +168,14 @@ def run_suite(
 ) -> dict[str, Any]:
     """`--task glue`: trains on each task's folder under `data` into a run of its own under `out`; those that are
     complete stay as they are. A score is the mean of the task's metrics, as in GLUE, and of several seeds the mean of
-    theirs."""
+    theirs. Each has an even share of the budget."""
     folders = glue.folders(data)
     plans = {name: replace(recipe, head=replace(recipe.head, problem=glue.TASKS[name].problem)) for name in folders}
     begin = _begin(start, tokenizer, options.progress)
     for plan in plans.values():
         for trial in trials(plan):
             check(begin, trial.recipe)
+    options = options._replace(budget=options.budget / max(1, len(folders)))
     rows: list[dict[str, Any]] = []
     statuses: set[str] = set()
     for number, (name, folder) in enumerate(folders.items()):

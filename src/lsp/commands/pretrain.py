@@ -64,6 +64,8 @@ def run(
             if held.complete:
                 return held.result() if processes.first() else {}
             base = checkpoint.open(start).expect("words", "pooler", "none") if start else None
+            if base and recipe.model != recipes.Model():
+                progress.warn(f"[model] is not read: the encoder is that of {start}")
             config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
             config = config.paired(recipe.data.next_sentence)
             guide = general.open_teacher(teacher, config, recipe.distill) if teacher else None

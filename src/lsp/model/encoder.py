@@ -5,7 +5,8 @@ its shape), `modern` (rotary positions, pre-norm, GeGLU, no biases), which is Mo
 `bilstm` (`model/bilstm.py`), for machines where a transformer is too slow.
 
 Dimensions: B rows, T tokens, K masked slots, V vocabulary, D width, H heads, S head size, F feed-forward, C classes.
-The type of the computation is the type of the parameters handed in; norms, softmax and logits are fp32 always.
+The type of the computation is the type of the parameters handed in; norms and softmax are fp32 always, and logits are
+given as fp32.
 """
 
 from functools import lru_cache

@@ -39,10 +39,10 @@ class Forward:
 
     def __call__(self, params: Any, batch: dict[str, np.ndarray]) -> Any:
         interrupt.check()
-        # Float and int8 parameters of one config are different programs.
+        # Float and int8 parameters of one config are different programs, and so are those on one device and on several.
         leaves, structure = jax.tree.flatten(params)
         arrays = [*leaves, *batch.values()]
-        shape = (structure, *batch, *((array.shape, array.dtype) for array in arrays))
+        shape = (structure, *batch, *((array.shape, array.dtype) for array in arrays), *map(_spread, leaves))
         if shape not in self.compiled:
             lowered, options = self.jitted.lower(params, batch), compiler_options(params)
             self.compiled[shape] = interrupt.apart(functools.partial(lowered.compile, compiler_options=options))
@@ -51,6 +51,12 @@ class Forward:
         answer = jax.device_get(self.compiled[shape](params, batch))
         self.seconds += time.perf_counter() - began
         return answer
+
+
+def _spread(leaf: Any) -> Any:
+    """How an array lies on several devices, None where it is on one."""
+    sharding = getattr(leaf, "sharding", None)
+    return sharding if sharding is not None and len(sharding.device_set) > 1 else None
 
 
 @functools.lru_cache(maxsize=8)

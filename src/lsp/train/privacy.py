@@ -36,6 +36,11 @@ def check(recipe: recipes.Finetune, several: bool) -> None:
     """Raises LspError (exit 2) for what would spend more than is counted."""
     if not recipe.privacy.noise:
         return
+    if not recipe.privacy.clip:
+        raise LspError(
+            "privacy.clip is 0: no gradient is as short, and nothing would be learnt.",
+            hint="Say how long an example's gradient may be, as in --set privacy.clip=1.",
+        )
     asked = {
         "--seeds and --sweep": several,
         "adapt.grow": recipe.adapt.grow,
