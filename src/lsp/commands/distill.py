@@ -32,13 +32,7 @@ def run(
     """Writes the student to `out`, measured beside its teacher. The `augmenter` is a masked LM in the teacher's tokens,
     for `distill.augment`."""
     clock, progress = Clock(options.budget), options.progress
-    if augmenter and not recipe.distill.augment:
-        raise LspError("--augmenter has no copies to make.", hint="Say how many: --set distill.augment=4")
-    if recipe.model.dropout != recipes.Model().dropout:
-        raise LspError(
-            "model.dropout is for pretraining; a student that learns from a teacher has head.dropout.",
-            hint=f"Write --set head.dropout={recipe.model.dropout:g}",
-        )
+    _check(recipe, augmenter)
     inputs = files.digests()
     inputs["from"] = directory.identity(directory.read(start))
     if augmenter:
@@ -85,6 +79,17 @@ def run(
             compression=[*teacher.manifest["compression"], {"stage": "distill"}],
             parents=[inputs[name] for name in ("from", "augmenter") if name in inputs],
             result=made | {"before": before, "after": after, "paired": beside},
+        )
+
+
+def _check(recipe: recipes.Distill, augmenter: Path | None) -> None:
+    """Raises LspError (exit 2) for what nothing would read."""
+    if augmenter and not recipe.distill.augment:
+        raise LspError("--augmenter has no copies to make.", hint="Say how many: --set distill.augment=4")
+    if recipe.model.dropout != recipes.Model().dropout:
+        raise LspError(
+            "model.dropout is for pretraining; a student that learns from a teacher has head.dropout.",
+            hint=f"Write --set head.dropout={recipe.model.dropout:g}",
         )
 
 

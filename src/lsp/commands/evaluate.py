@@ -20,7 +20,7 @@ from lsp.train.evaluate import Classifier, Scores
 
 MOST_CROSSED = 20  # classes of a confusion matrix that is shown
 MOST_GROUPS, SMALLEST_GROUP = 50, 30  # of a slice: groups that are shown, and examples of one that is judged
-STREAMS = {"/dev/stdout": "stdout", "/dev/stderr": "stderr"}
+STREAMS = ("/dev/stdout", "/dev/stderr")
 LABEL = "label \\ guess"
 
 
@@ -41,18 +41,11 @@ def run(
     (exit 2) when there is a file of another kind already.
     """
     wanted = [_gate(gate) for gate in gates]
-    if errors is not None and str(errors) not in STREAMS:
-        manifest.unsealed(errors, "--errors")
-        if (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
-            raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
+    if errors is not None:
+        _refuse(errors)
     how, names, score = _opened(start)
     sets = ["", *(f"{other.name.partition('.')[0].rpartition('_')[2]}_" for other in data[1:])]
-    known = [prefix + name for prefix in sets for name in metrics.names(how.problem)]
-    for name, _ in wanted:
-        if name not in known:
-            raise LspError(
-                f"--min {name}: no such metric.{nearest(name, known)}", hint=f"There are: {', '.join(known)}."
-            )
+    _refuse_unknown(wanted, [prefix + name for prefix in sets for name in metrics.names(how.problem)])
     table = labelled.read_table(data[0], columns, names, how, slices)
     labelled.remark(table, data[0], progress)
     examples = how.examples(table)
@@ -105,9 +98,7 @@ def _opened(start: Path) -> tuple[labelled.Reading, tuple[str, ...], Callable[[E
 def put(path: Path, lines: str) -> None:
     """Writes a file, whole or not at all; or into what is none: a pipe, or /dev/stdout, whatever is behind that."""
     if str(path) in STREAMS:
-        stream = getattr(sys, STREAMS[str(path)])
-        stream.write(lines)
-        stream.flush()
+        print(lines, end="", flush=True, file=sys.stdout if path.name == "stdout" else sys.stderr)
     elif path.exists() and not path.is_file():
         path.write_text(lines, encoding="utf-8")
     else:
@@ -168,6 +159,15 @@ def _named(problem: Problem, names: Sequence[str], label: Any) -> Any:
     return names[label] if problem == "single_label" else [names[c] for c in np.flatnonzero(label).tolist()]
 
 
+def _refuse(errors: Path) -> None:
+    """Raises LspError (exit 2) where the errors would go into a sealed run, or in the place of what is none of ours."""
+    if str(errors) in STREAMS:
+        return
+    manifest.unsealed(errors, "--errors")
+    if (errors.is_file() or errors.is_dir()) and not _holds_errors(errors):
+        raise LspError(f"--errors {errors} is there already, and something else.", hint="Give another name.")
+
+
 def _holds_errors(path: Path) -> bool:
     """Whether a file is what an earlier call wrote."""
     try:
@@ -192,6 +192,14 @@ def _gate(text: str) -> tuple[str, float]:
         return name, float(number)
     except ValueError:
         raise LspError(f"--min {text} is not metric=number.", hint="For example --min accuracy=0.9.") from None
+
+
+def _refuse_unknown(wanted: Sequence[tuple[str, float]], known: Sequence[str]) -> None:
+    """Raises LspError (exit 2) for a gate on a metric that there is not."""
+    for name, _ in wanted:
+        if name not in known:
+            hint = f"There are: {', '.join(known)}."
+            raise LspError(f"--min {name}: no such metric.{nearest(name, known)}", hint=hint)
 
 
 def _judged(name: str, minimum: float, found: dict[str, float]) -> dict[str, Any]:

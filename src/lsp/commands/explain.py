@@ -41,8 +41,8 @@ def run(
         raise LspError(f"--label {label}: no such label.{nearest(label, base.labels)}", hint=hint)
     if page is not None:
         manifest.unsealed(page, "--html")
-    if page is not None and page.exists() and not pages.ours(page, TITLE):
-        raise LspError(f"--html {page} is there already, and something else.", hint="Give another name.")
+        if page.exists() and not pages.ours(page, TITLE):
+            raise LspError(f"--html {page} is there already, and something else.", hint="Give another name.")
     rows = list(_rows(base, source, columns, label, progress))
     if page is not None:
         body = [HEAD.format(title=pages.text(start)), *map(_paragraph, rows)]

@@ -64,8 +64,6 @@ def run(
             if held.complete:
                 return held.result() if processes.first() else {}
             base = checkpoint.open(start).expect("words", "pooler", "none") if start else None
-            if base and recipe.model != recipes.Model():
-                progress.warn(f"[model] is not read: the encoder is that of {start}")
             config = base.config if base else ModelConfig.from_recipe(recipe.model, recipe.data.vocab_size)
             config = config.paired(recipe.data.next_sentence)
             guide = general.open_teacher(teacher, config, recipe.distill) if teacher else None
@@ -104,6 +102,8 @@ def _first(
     holds on to them, and a device's memory is for what it trains."""
     params = initialise(config, recipe.train.seed)
     if base:
+        if recipe.model != recipes.Model():
+            progress.warn(f"[model] is not read: the encoder is that of {base.path}")
         params |= {part: tree for part, tree in dequantize(base.params).items() if part in params}
     elif guide and recipe.distill.start == "teacher":
         params, copied = distill.student(params, guide.params, (config, guide.config))
