@@ -10,6 +10,7 @@ import pytest
 from lsp import Exit, LspError, cli, recipe
 from lsp.commands import peek, prepare
 from lsp.console import Progress
+from lsp.data.batches import row_numbers
 from lsp.data.shards import Rows
 from lsp.data.tokenizer import SPECIALS, Tokenizer
 
@@ -108,6 +109,31 @@ def test_the_command_prints_one_object_or_text(data: Path, capsys: pytest.Captur
     assert (found["command"], len(found["rows"])) == ("data peek", 2)
     assert cli.main(["data", "peek", str(data), "--rows", "2"]) == Exit.DONE
     assert capsys.readouterr().out == peek.render(found) + "\n"
+
+
+@pytest.mark.usefixtures("plain")
+def test_batches_and_rows_grow_as_in_training(data: Path) -> None:
+    changes = ("train.batch_start=1", "train.batch_warmup=0.5", "train.steps=12")
+    found = peeked(data, *changes, rows=24)
+    assert [row["step"] for row in found["rows"]] == [0, 1, 2, 3, 3, 4, 4, 5, 5, *sorted([*range(6, 10)] * 4)][:24]
+    order = row_numbers(Rows.open(data), batch_size=1, seed=recipe.Train().seed)
+    assert [row["row"] for row in found["rows"]] == [int(order[unit][0]) for unit in range(24)]
+    changes = ("data.length_start=16", "data.length_warmup=0.5", "train.steps=12")
+    assert [peeked(data, *changes, step=step)["seen_at_once"] for step in (0, 2, 3, 5, 6)] == [16, 16, 32, 32, 64]
+    assert "rows of 64 tokens in pieces of 32 · " in peek.render(peeked(data, *changes, step=4))
+
+
+def test_weights_choose_the_rows_as_in_training(tmp_path: Path) -> None:
+    for name, word in (("much", "cats"), ("little", "dogs")):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"the {n} {word} and more {word}" for n in range(300)))
+    plan = recipe.load(recipe.Prepare, None, ["data.vocab_size=300", "data.sequence_length=64", "data.tokenizer=bpe"])
+    given = [f"much=0.9:{tmp_path}/much.txt", f"little=0.1:{tmp_path}/little.txt"]
+    prepare.run(given, tmp_path / "data", plan, None, overwrite=False, progress=Progress(quiet=True))
+    rows = Rows.open(tmp_path / "data")
+    found = peeked(tmp_path / "data", rows=len(rows.epoch()))
+    dogs = sum("dogs" in "".join(row["texts"]) for row in found["rows"])
+    assert dogs == pytest.approx(0.1 * len(found["rows"]), abs=1)
+    assert sorted(row["row"] for row in found["rows"]) == sorted(rows.epoch().tolist())
 
 
 @pytest.mark.usefixtures("plain")

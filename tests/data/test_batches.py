@@ -49,6 +49,7 @@ def test_an_epoch_holds_every_row_once_in_a_new_order_with_new_masks(rows: Rows)
     first, second = ([restored(batch)[0] for batch in epoch] for epoch in epochs)
     assert Counter(first) == Counter(second) == stored
     assert first != second
+    assert equal(next(batches.read_ahead(dataset, 5, 6)), dataset[5])
     masks = [{tuple(batch["tokens"][0].tolist()) for batch in epoch} for epoch in epochs]
     assert len(masks[0] & masks[1]) < 0.1 * len(rows)
 

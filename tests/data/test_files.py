@@ -158,6 +158,7 @@ def test_a_missing_package_is_named_with_what_installs_it(tmp_path: Path, monkey
         ("cut.parquet", parquet(table())[:-30], "damaged or cut short"),
         ("cut.arrow", stream(table())[:-200], "damaged or cut short"),
         ("a.parquet", parquet(table(name="txt")), "no column 'text'. Did you mean 'txt'?"),
+        ("twice.parquet", parquet(arrow.table([["a"], ["b"]], ["text", "text"])), "2 columns are named 'text'"),
         ("a.arrow", stream(table(name="body")), "no column 'text'"),
         ("numbers.parquet", parquet(table([1, 2, 3])), "the column 'text' holds int64, not text"),
         ("list.json", b'[{"text": "a"}]', "a JSON list, not an object"),

@@ -1,5 +1,6 @@
 """Documents come out the same however they were stored, and bad files are named with file and line."""
 
+import errno
 import gzip
 import io
 import json
@@ -8,6 +9,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,28 @@ def test_a_folder_is_searched_to_the_bottom_and_each_file_comes_once(tmp_path: P
         write(tmp_path / name, b"x")
     found = text.expand([str(tmp_path), str(tmp_path / "*.txt"), str(tmp_path / "**" / "*.gz")])
     assert found == [str(tmp_path / name) for name in ("b.txt", "c.txt.xz", "deep/er/a.jsonl.gz")]
+
+
+def test_folders_are_read_through_links_once_and_none_is_left_out_unsaid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "elsewhere" / "b.txt", b"x")
+    write(tmp_path / "corpus" / "a.txt", b"x")
+    for name in ("mine", "mine-too"):
+        (tmp_path / "corpus" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "up").symlink_to(tmp_path / "corpus")  # a circle
+    corpus = str(tmp_path / "corpus")
+    assert text.expand([corpus]) == [f"{corpus}/a.txt", f"{corpus}/mine/b.txt"]
+    listed = os.scandir
+
+    def scandir(path: str) -> Any:
+        if path.endswith("mine"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(LspError, match="corpus/mine can't be read: Permission denied"):
+        text.expand([corpus])
 
 
 def test_a_file_whose_name_looks_like_a_glob_is_that_file(tmp_path: Path) -> None:

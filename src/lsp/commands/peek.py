@@ -1,6 +1,8 @@
 """`lsp data peek`: what a step of pretraining reads, as text: documents, masks, and what stands behind them."""
 
+import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +11,9 @@ import numpy as np
 
 from lsp import LspError, console
 from lsp import recipe as recipes
-from lsp.data import batches, pairs, shards
-from lsp.data.masking import FIRST_WORD, Rates, drawing
+from lsp.data import pairs, shards
+from lsp.data.course import Course
+from lsp.data.masking import FIRST_WORD
 from lsp.data.tokenizer import CLS, MASK, PAD, SEP, SPECIALS, Tokenizer, spelt
 from lsp.train.labelled import counted
 
@@ -31,33 +34,24 @@ def run(path: Path, recipe: recipes.Pretrain, count: int, step: int) -> dict[str
         raise LspError(f"{path} is not prepared data.", hint=f"Prepare it: lsp prepare {path} --out DATA")
     rows, words, data = shards.Rows.open(path), Tokenizer.load(path), recipe.data
     train = counted(recipe.train, len(rows))
-    rates = Rates(data.mask_rate, data.mask_rate_end or data.mask_rate, train.steps)
-    numbers = batches.row_numbers(rows, batch_size=train.batch_size, seed=train.seed)
-    dataset = batches.pretraining(
-        rows,
-        batch_size=train.batch_size,
-        seed=train.seed,
-        mask_rate=rates.first,
-        mask_rate_end=rates.last,
-        steps=rates.steps,
-        draw=drawing(data.masking, words),
-    )
+    read = shards.Subset(rows, rows.epoch()) if rows.sources else rows
+    course = Course(dataclasses.replace(recipe, train=train), read, words)
     return {
         "command": "data peek",
         "data": str(path),
         "step": step,
         "steps": train.steps,
         "masking": data.masking,
-        "mask_rate": round(rates.at(step), 6),
+        "mask_rate": round(course.mask_rate(step), 6),
         "sequence_length": rows.sequence_length,
-        "rows": list(itertools.islice(_rows(dataset, numbers, words, step), count)),
+        "seen_at_once": course.seen(step),
+        "rows": list(itertools.islice(_rows(course, words, step), count)),
     }
 
 
-def _rows(dataset: Any, numbers: Any, words: Tokenizer, first: int) -> Iterator[dict[str, Any]]:
-    for step in itertools.count(first):
-        batch = dataset[step]
-        for index, number in enumerate(numbers[step].tolist()):
+def _rows(course: Course, words: Tokenizer, first: int) -> Iterator[dict[str, Any]]:
+    for step, batch in enumerate(course.batches(first, sys.maxsize), first):
+        for index, number in enumerate(course.numbers(step).tolist()):
             used = batch["weights"][index] == 1
             slots, seen = batch["slots"][index][used], batch["tokens"][index]
             stood = seen.copy()
@@ -91,7 +85,9 @@ def render(found: dict[str, Any]) -> str:
     with out.capture() as captured:
         step = f"step {found['step']:,} of {found['steps']:,}"
         hidden = f"{_percent(found['mask_rate'])} hidden, by {found['masking']}"
-        out.print(Text.assemble((step, "bold"), f" · rows of {found['sequence_length']:,} tokens · {hidden}"))
+        seen, length = found["seen_at_once"], found["sequence_length"]
+        cut = "" if seen == length else f" in pieces of {seen:,}"
+        out.print(Text.assemble((step, "bold"), f" · rows of {length:,} tokens{cut} · {hidden}"))
         out.print(_legend() if colour else Text("[what stands there←what it was]"))
         for row in found["rows"]:
             step = "" if row["step"] == found["step"] else f"step {row['step']:,} · "

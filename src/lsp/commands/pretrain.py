@@ -11,8 +11,8 @@ import numpy as np
 from lsp import Exit, LspError, checkpoint, directory
 from lsp import recipe as recipes
 from lsp.compress import distill, general
-from lsp.data import batches, clients, parts, shards, text
-from lsp.data.masking import drawing
+from lsp.data import batches, parts, shards, text
+from lsp.data.course import Course
 from lsp.data.tokenizer import Tokenizer
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import initialise
@@ -139,27 +139,6 @@ def _refuse_second(tokenizer: Path | None, prepared: str, start: Path | None) ->
         )
 
 
-def _length(recipe: recipes.Pretrain, rows: shards.Rows | shards.Subset) -> batches.Growth:
-    """The tokens that see one another as the run goes on. Raises LspError (exit 2) where pairs would be cut."""
-    data, train, full = recipe.data, recipe.train, rows.sequence_length
-    if data.length_start and rows.pairs:
-        raise LspError("data.length_start would cut the pairs of data.next_sentence.", hint="Leave one of the two out.")
-    keys = ("data.length_start", "data.sequence_length", "data.length_warmup")
-    return batches.Growth(data.length_start or full, full, round(data.length_warmup * train.steps), keys)
-
-
-def _rounds(recipe: recipes.Pretrain, rows: shards.Rows | shards.Subset) -> clients.Rounds | None:
-    """Who trains when, with `replicas.clients`. Raises LspError (exit 2) where that can't be."""
-    copies, train = recipe.replicas, recipe.train
-    if not copies.clients:
-        return None
-    if train.batch_start:
-        raise LspError("train.batch_start does not go together with replicas.clients.", hint="Leave it out.")
-    whole = rows.rows if isinstance(rows, shards.Subset) else rows
-    owned = whole.owned(rows.numbers(np.arange(len(rows))))
-    return clients.Rounds(owned, copies.clients, copies.every, train.batch_size, train.seed)
-
-
 def _plan(
     recipe: recipes.Pretrain,
     config: ModelConfig,
@@ -172,43 +151,22 @@ def _plan(
 ) -> Plan:
     """Batches of the rows as the recipe masks them and lets them grow, what measures them, and whose guesses are
     learnt."""
-    train = recipe.train
-    first = train.batch_start or train.batch_size
-    growth = batches.Growth(first, train.batch_size, round(train.batch_warmup * train.steps))
-    length, rounds = _length(recipe, rows), _rounds(recipe, rows)
-    copies = dataclasses.replace(recipe.replicas, count=rounds.copies) if rounds else recipe.replicas
-    dataset = batches.pretraining(
-        rows,
-        batch_size=first,
-        seed=train.seed,
-        mask_rate=recipe.data.mask_rate,
-        mask_rate_end=recipe.data.mask_rate_end,
-        steps=growth.before(train.steps),
-        draw=drawing(recipe.data.masking, words),
-        rounds=rounds,
-    )
-    units = batches.row_numbers(rows, batch_size=first, seed=train.seed)
-    meter, objective = Pretraining(config), Objective(pretraining(config))
+    course, meter, objective = Course(recipe, rows, words), Pretraining(config), Objective(pretraining(config))
     if guide:
         objective = Objective(general.match_words(guide.config, recipe.distill), dequantize(guide.params))
-
-    def numbers(step: int) -> np.ndarray:
-        if rounds:
-            return rows.numbers(rounds(step)[0])
-        return rows.numbers(np.concatenate([units[i] for i in range(growth.before(step), growth.before(step + 1))]))
-
+    rounds = course.rounds
     return Plan(
         config=config,
         params=params,
         objective=objective,
-        batches=lambda start, stop: batches.growing(dataset, growth, length, start, stop),
+        batches=course.batches,
         evaluate=lambda params: meter.score(params, measured),
-        train=train,
+        train=recipe.train,
         mesh=recipe.mesh,
         clock=clock,
-        replicas=copies,
+        replicas=dataclasses.replace(recipe.replicas, count=rounds.copies) if rounds else recipe.replicas,
         teacher=guide.config if guide else None,
-        rows=numbers,
+        rows=course.numbers,
         decode=words.decode,
     )
 

@@ -148,7 +148,10 @@ def row_numbers(rows: Rows | Subset, *, batch_size: int, seed: int) -> "MapDatas
     """Which rows each batch of `pretraining` holds: `dataset[step]` is an integer array [B]."""
     from grain import MapDataset  # imports jax: 2 s that evaluation and prediction can spare
 
-    return MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat().batch(batch_size)
+    epochs = (
+        sys.maxsize // 2 // max(1, len(rows))
+    )  # half of what Grain takes: its division rounds that beyond what `len` can say
+    return MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat(epochs).batch(batch_size)
 
 
 def evaluation(rows: Rows | Subset, batch_size: int, mask_rate: float = EVALUATION_RATE) -> "FixedBatches":

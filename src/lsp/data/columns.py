@@ -85,6 +85,8 @@ def _need(fields: tuple[str, ...], names: list[str], path: str) -> None:
                 f"{title(path)}: no column '{field}'.{nearest(field, names)}",
                 f"Columns there: {', '.join(names) or 'none'}. Name one with --set data.{key}=NAME.",
             )
+        if names.count(field) > 1:
+            raise unusable(f"{title(path)}: {names.count(field)} columns are named '{field}'.", "Rename all but one.")
 
 
 def _holds_text(kind: Any) -> bool:

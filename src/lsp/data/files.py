@@ -264,10 +264,27 @@ def _find(path: str) -> list[str]:
         found = remote.find(path)
         return found if found == [path] else _texts(found)
     if os.path.isdir(path):
-        return _texts([os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names])
+        return _texts(list(_below(path)))
     if os.path.lexists(path):
         return [path]
     return [file for match in sorted(glob.glob(path, recursive=True)) for file in _find(match)]
+
+
+def _below(path: str) -> Iterator[str]:
+    """All files below a folder, through links too; each folder once, whatever links lead to it."""
+
+    def refused(error: OSError) -> None:
+        raise unusable(f"The folder {error.filename} can't be read: {error.strerror}.", "Name what is to be read.")
+
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, onerror=refused, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (os.path.join(folder, name) for name in names)
 
 
 def _texts(names: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from lsp import interrupt
 from lsp.data.examples import Examples, places, shared, width_for
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model, compiler_options, graphdef
-from lsp.train import metrics, objectives
+from lsp.train import metrics, objectives, processes
 from lsp.train.metrics import Mean
 
 
@@ -38,14 +38,16 @@ class Forward:
         self.seconds = 0.0
 
     def __call__(self, params: Any, batch: dict[str, np.ndarray]) -> Any:
-        interrupt.check()
+        if processes.alone():  # of several none stops by itself: they agree on it between two steps
+            interrupt.check()
         # Float and int8 parameters of one config are different programs, and so are those on one device and on several.
         leaves, structure = jax.tree.flatten(params)
         arrays = [*leaves, *batch.values()]
         shape = (structure, *batch, *((array.shape, array.dtype) for array in arrays), *map(_spread, leaves))
         if shape not in self.compiled:
             lowered, options = self.jitted.lower(params, batch), compiler_options(params)
-            self.compiled[shape] = interrupt.apart(functools.partial(lowered.compile, compiler_options=options))
+            work = functools.partial(lowered.compile, compiler_options=options)
+            self.compiled[shape] = interrupt.apart(work) if processes.alone() else work()
             jax.block_until_ready(self.compiled[shape](params, batch))
         began = time.perf_counter()
         answer = jax.device_get(self.compiled[shape](params, batch))
