@@ -52,6 +52,7 @@ def test_answers_are_the_runs_for_ragged_lengths_batches_and_padding(
 ) -> None:
     model = build(preset, int8, pooling="cls" if preset == "bert" else "mean")
     stablehlo.write(model, tmp_path)
+    assert json.loads((tmp_path / stablehlo.CONFIG).read_text())["int8"] == int8
     answer = stablehlo.answerer(tmp_path)
     batches = [ragged(1, 5), ragged(4, 17)]
     found = np.concatenate([answer(*batch) for batch in batches])
@@ -66,6 +67,7 @@ def test_an_int8_program_has_int8_inside_and_no_program_takes_longer_rows(build:
     texts = [export.deserialize(bytearray(program)).mlir_module() for program in programs]
     assert ["xui8>" in text for text in texts] == [False, True]
     (tmp_path / stablehlo.FILE).write_bytes(programs[0])
+    (tmp_path / stablehlo.CONFIG).write_text("{}")  # of a version that did not say whether there is int8
     answer = stablehlo.answerer(tmp_path)
     with pytest.raises(ValueError):
         answer(np.ones((1, 33), np.int32), np.zeros((1, 33), np.int32))
@@ -215,6 +217,7 @@ def test_what_can_not_be_exported_is_said(
 
 
 def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
+    (tmp_path / stablehlo.CONFIG).write_text("{}")
     for content in (b"", b"\0" * 64, b"lsp" * 100):
         (tmp_path / stablehlo.FILE).write_bytes(content)
         with pytest.raises(LspError, match="no program") as error:

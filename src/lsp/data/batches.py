@@ -148,9 +148,8 @@ def row_numbers(rows: Rows | Subset, *, batch_size: int, seed: int) -> "MapDatas
     """Which rows each batch of `pretraining` holds: `dataset[step]` is an integer array [B]."""
     from grain import MapDataset  # imports jax: 2 s that evaluation and prediction can spare
 
-    epochs = (
-        sys.maxsize // 2 // max(1, len(rows))
-    )  # half of what Grain takes: its division rounds that beyond what `len` can say
+    # Half of what Grain takes for endless, which its division into batches of one row rounds beyond what `len` can say.
+    epochs = sys.maxsize // 2 // max(1, len(rows))
     return MapDataset.range(len(rows)).seed(seed % 2**32).shuffle().repeat(epochs).batch(batch_size)
 
 

@@ -6,6 +6,7 @@ The folder: the program, the tokenizer's own file, labels and the like in `confi
 
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from lsp.checkpoint import Model
 from lsp.data.tokenizer import SEP, SPECIALS, SentencePiece
 from lsp.deploy.parity import Answer, fits_one_file
 from lsp.manifest import write_atomically
-from lsp.model.encoder import graphdef
+from lsp.model.encoder import graphdef, options_of
+from lsp.model.int8 import present
 
 FILE, CONFIG, README = "model.stablehlo", "config.json", "README.md"
 # Lowering for those that are not there costs a few kilobytes, and nothing when it runs.
@@ -56,12 +58,13 @@ def program(model: Model) -> bytes:
 
 
 def answerer(folder: Path) -> Answer:
-    """What the program in a folder answers; compiled for each shape when that first comes.
+    """What the program in a folder answers; compiled for each shape when that first comes, as for a run.
 
     Bytes are trusted: whoever calls has compared them with a manifest. Raises LspError: 4 for what is no such program,
     5 without flatbuffers.
     """
     need_flatbuffers()
+    options = options_of(json.loads((folder / CONFIG).read_bytes()).get("int8", False))
     try:
         exported = export.deserialize(bytearray((folder / FILE).read_bytes()))
         takes = [(aval.ndim, aval.dtype) for aval in exported.in_avals]
@@ -77,7 +80,8 @@ def answerer(folder: Path) -> Answer:
 
     def answer(tokens_BT: np.ndarray, types_BT: np.ndarray) -> np.ndarray:
         if tokens_BT.shape not in compiled:
-            compiled[tokens_BT.shape] = interrupt.apart(call.lower(tokens_BT, types_BT).compile)
+            lowered = call.lower(tokens_BT, types_BT)
+            compiled[tokens_BT.shape] = interrupt.apart(partial(lowered.compile, options))
         return jax.device_get(compiled[tokens_BT.shape](tokens_BT, types_BT))
 
     return answer
@@ -99,6 +103,7 @@ def _config(model: Model) -> dict[str, Any]:
         "special_pieces": dict(zip(SPECIALS, model.tokenizer.theirs[: len(SPECIALS)].tolist(), strict=True)),
         "between_texts": [SPECIALS[index] for index in model.tokenizer.between],
         "platforms": list(PLATFORMS),
+        "int8": present(model.params),
     }
 
 

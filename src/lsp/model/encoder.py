@@ -313,12 +313,17 @@ def graphdef(config: ModelConfig, remat: Remat = "none") -> Any:
 
 
 def compiler_options(params: Tree) -> dict[str, Any]:
-    """XLA's options for a program that answers with these parameters, on a CPU: attention's barriers stay; and int8 has
-    all of a register of 512 bits. XLA leaves half of one unused, lest an older processor lower its clock, as it does
-    for int8 products anyway."""
+    """XLA's options for a program that answers with these parameters."""
+    return options_of(present(params))
+
+
+def options_of(int8: bool) -> dict[str, Any]:
+    """XLA's options for a program that answers, in int8 or float, on a CPU: attention's barriers stay; and int8 has all
+    of a register of 512 bits. XLA leaves half of one unused, lest an older processor lower its clock, as it does for
+    int8 products anyway."""
     if jax.default_backend() != "cpu":
         return {}
-    wide = present(params) and processor.multiplies_int8_by_512_bits()
+    wide = int8 and processor.multiplies_int8_by_512_bits()
     return attention.KEPT_BARRIERS | ({"xla_cpu_prefer_vector_width": 512} if wide else {})
 
 

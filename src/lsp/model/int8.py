@@ -214,11 +214,12 @@ def _biased(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -
     """The same numbers through uint8. Adding 128 before the cast keeps the whole prologue in one loop of XLA's. Beside
     2^23 a float32 has whole numbers in its last bits; XLA's cast looks for what has no place in uint8 first."""
     u = lax.bitcast_convert_type(x + (2.0**23 + 128), jnp.uint32).astype(jnp.uint8)
-    alone = all(size == 1 for size in x.shape[:-1])
-    if alone:  # twice: for a single row XLA's CPU widens all of q to int32 first, which takes three times as long
-        u = jnp.broadcast_to(u, (2, *u.shape))
+    first, *others = x.shape[:-1] or (0,)
+    alone = (first == 1 or not isinstance(first, int)) and all(size == 1 for size in others)
+    if alone:  # or perhaps: with a single row XLA's CPU widens all of q to int32 first, and takes three times as long
+        u = jnp.concatenate([u, u[:1]])
     y = mixed_dot(u, q, transpose=transpose) - colsum
-    return y[0] if alone else y
+    return y[:-1] if alone else y
 
 
 def _floats(x: jax.Array, q: jax.Array, colsum: jax.Array, *, transpose: bool) -> jax.Array:
