@@ -160,6 +160,8 @@ class _Loop:
             except Stopped:
                 if processes.alone() or self.log.stop:  # else the others do not know, and would not save with this one
                     self.save()
+                    self.steps.wait()
+                    processes.meet()  # who leaves ends the others, and the first of them may not have written it all
                 self.progress.say(f"stopping after step {self.done}")
                 raise
             finally:
