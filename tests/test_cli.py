@@ -146,6 +146,10 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
             "error: --format onx is not one of huggingface, onnx, stablehlo. Did you mean 'onnx'?\nfix: lsp export -h",
         ),
         (
+            ["evaluate", "--from", ".", "--data", ".", "--task", "sst2", "--label-column", "human"],
+            "error: --task knows the columns itself.\nfix: Leave --text-column and --label-column out.",
+        ),
+        (
             ["evaluate", "--from", ".", "--data", ".", "--min", "accuracy"],
             "error: --min accuracy is not METRIC=VALUE.\n",
         ),
@@ -161,7 +165,7 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
             ["pretrain", "--data", ".", "--out", "x", "--budget", "9s", "--set", "data.mask_rate_end=0.1"],
             "error: data.mask_rate_end follows the steps, and with --budget alone",
         ),
-        (["compress", "quantize", "--from", "..", "--out", ".."], "error: --out and --from are the same run"),
+        (["compress", "quantize", "--from", "..", "--out", ".."], "error: --out and --from are the same folder"),
         (
             ["finetune", "--from", "scratch", "--train", ".", "--dev", ".", "--out", "x"],
             "error: --from scratch has no tokenizer.\nfix: Add --tokenizer DIR",
@@ -431,6 +435,36 @@ def test_quiet_progress_says_only_warnings_and_each_once(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["prepare", "OUT"], "--out and TEXT are the same folder"),
+        (["prepare", "a=0.5:OUT", "b=0.5:TEXT"], "--out and TEXT are the same folder"),
+        (["prepare", "TEXT", "--tokenizer", "OUT"], "--out and --tokenizer are the same folder"),
+        (["pretrain", "--data", "OUT"], "--out and --data are the same folder"),
+        (["pretrain", "--data", "TEXT", "--valid", "OUT/rows"], "--valid OUT/rows is a part of --out"),
+        (["pretrain", "--data", "TEXT", "--tokenizer", "OUT/tokenizer"], "--tokenizer OUT/tokenizer is a part of"),
+        (["verify", "resume", "--data", "OUT"], "--out and --data are the same folder"),
+        (["verify", "resume", "--data", "TEXT", "--tokenizer", "OUT"], "--out and --tokenizer are the same folder"),
+        (["compress", "quantize", "--from", "OUT/candidates/int8"], "--from OUT/candidates/int8 is a part of"),
+    ],
+)
+def test_what_a_command_reads_is_not_written_over(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, text = tmp_path / "out", tmp_path / "text.txt"
+    text.write_text("words")
+    for name in ("rows", "tokenizer", "candidates/int8"):
+        (out / name).mkdir(parents=True)
+        (out / name / "kept").write_text("mine")
+    (out / "run.json").write_text("{}")
+    given = [word.replace("TEXT", str(text)).replace("OUT", str(out)) for word in words]
+    assert cli.main([*given, "--out", str(out), "--overwrite"]) == Exit.USAGE
+    printed = capsys.readouterr().err
+    assert said.replace("OUT", str(out)) in printed and "fix: Give --out another" in printed
+    assert len([*out.rglob("kept")]) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "0/3"], "--part 0/3 is no share"),
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "4/3"], "--part 4/3 is no share"),
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "half"], "--part half is no share"),
@@ -490,7 +524,7 @@ def test_no_stage_of_compression_reads_a_stream(verb: str, tmp_path: Path, capsy
         ),
         (
             ["--from", "scratch", "--tokenizer", "OUT", "--train", "TEXT", "--dev", "TEXT"],
-            "--out and --tokenizer are the same run",
+            "--out and --tokenizer are the same folder",
         ),
     ],
 )

@@ -161,6 +161,46 @@ def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
     assert result(tmp_path / "student")["metrics"]["accuracy"] > 0.8
 
 
+@pytest.mark.parametrize("change", [{}, {"freeze": 1}, {"lora_rank": 2}])
+def test_what_is_finetuned_again_stays_pruned(
+    road: Path, tmp_path: Path, change: dict[str, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    asked = recipe.Pruning(sparsity=0.8)
+    prune_weights.run(road / "classifier", tmp_path / "pruned", dataclasses.replace(PRUNED, prune=asked), files, AGAIN)
+    plan = dataclasses.replace(CLASSIFIER, adapt=recipe.Adapt(**change), train=dataclasses.replace(TRAIN, steps=5))
+    finetune.run(str(tmp_path / "pruned"), tmp_path / "again", plan, files, None, Options(Progress(quiet=False)))
+    before, after = (checkpoint.open(tmp_path / name) for name in ("pruned", "again"))
+    assert after.manifest["compression"] == before.manifest["compression"]
+    kernels = [run.params["layers"][1]["feedforward"]["down"]["kernel"] for run in (before, after)]
+    assert (kernels[0] != kernels[1]).any(), "it was trained"
+    lost = "does not stay zero" in capsys.readouterr().err
+    assert (sparsity(after.params) < 0.8) == lost == bool(change.get("lora_rank"))
+
+
+def test_a_classifier_goes_on_whatever_the_order_of_its_classes(
+    road: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file's classes are sorted, a published model's are not."""
+    files = Files(road / "train.tsv", road / "dev.tsv")
+    none = dataclasses.replace(CLASSIFIER, train=dataclasses.replace(TRAIN, steps=1, learning_rate=1e-9))
+    finetune.run(
+        str(road / "encoder"), tmp_path / "turned", CLASSIFIER, files._replace(names=("wild", "calm")), None, AGAIN
+    )
+    made = finetune.run(str(tmp_path / "turned"), tmp_path / "again", none, files, None, Options(Progress(quiet=False)))
+    assert checkpoint.open(tmp_path / "again").labels == ("wild", "calm")
+    assert made["metrics"]["accuracy"] > 0.9 and "new classifier" not in capsys.readouterr().err
+    finetune.run(
+        str(tmp_path / "turned"),
+        tmp_path / "other",
+        none,
+        files._replace(names=("calm", "wild", "odd")),
+        None,
+        Options(Progress(quiet=False)),
+    )
+    assert "a new classifier: that of --from answers 'wild', 'calm'" in capsys.readouterr().err
+
+
 def priced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that does not depend on the machine: seconds are parameters of layers."""
 

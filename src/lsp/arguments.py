@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lsp import Exit, LspError, lacking, nearest
+from lsp import Exit, LspError, directory, lacking, nearest
 
 OutOpt = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result goes.", show_default=False)]
 FromOpt = Annotated[Path, typer.Option("--from", metavar="RUN", help="The run to read.", show_default=False)]
@@ -206,9 +206,14 @@ def need_trackers(names: Sequence[str]) -> None:
 
 
 def apart(out: Path, begin: Path | None, option: str = "--from") -> None:
-    """Raises LspError when a command would write over what it reads."""
-    if begin is not None and out.resolve() == begin.resolve():
-        raise LspError(f"--out and {option} are the same run, {out}.", hint="Give --out another folder.")
+    """Raises LspError when a command would write over what it reads: a run, or what lsp wrote in it."""
+    if begin is None:
+        return
+    place, read = out.resolve(), begin.resolve()
+    if place == read:
+        raise LspError(f"--out and {option} are the same folder, {out}.", hint="Give --out another one.")
+    if read.is_relative_to(place) and read.relative_to(place).parts[0] in (*directory.WRITTEN, *directory.UNSEALED):
+        raise LspError(f"{option} {begin} is a part of --out {out}.", hint="Give --out another folder.")
 
 
 def parse_duration(text: str) -> float:

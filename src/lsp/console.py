@@ -183,7 +183,7 @@ def described(fields: Mapping[str, Any]) -> list[str]:
 def result(data: Mapping[str, Any], as_json: bool) -> None:
     """Print a command's result on stdout: one JSON object on one line, or a line a value and tables for a person."""
     if as_json:
-        to_stdout(json.dumps(_plain(data), ensure_ascii=False, allow_nan=False))
+        to_stdout(json.dumps(plain(data), ensure_ascii=False, allow_nan=False))
     else:
         to_stdout("\n".join(_lines(data)))
 
@@ -234,12 +234,12 @@ def hang_up() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON has it: NumPy scalars as numbers, paths as text, and null for what is not finite."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     value = value.item() if hasattr(value, "item") else value
     if isinstance(value, float) and not math.isfinite(value):
         return None

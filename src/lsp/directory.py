@@ -16,10 +16,10 @@ from typing import Any
 from lsp import Exit, LspError, Stopped
 from lsp import manifest as manifests
 from lsp.lock import only_writer
-from lsp.manifest import FORMAT, identity, machine_errors, read, seal, sha256, sync, write_atomically
+from lsp.manifest import FORMAT, UNSEALED, identity, machine_errors, read, seal, sha256, sync, write_atomically
 from lsp.recipe import differences
 
-__all__ = ["Run", "claim", "identity", "read", "seal", "sha256", "write_atomically"]
+__all__ = ["UNSEALED", "WRITTEN", "Run", "claim", "identity", "read", "seal", "sha256", "write_atomically"]
 
 # Everything lsp writes into a run, in the order in which `--overwrite` takes it away: first what makes it complete.
 WRITTEN = (
@@ -139,7 +139,7 @@ def _begin(out: Path, asked: dict[str, Any], overwrite: bool) -> None:
     kept = () if overwrite else ("blackbox",)
     if marker and (overwrite or marker != asked):
         exported = EXPORTED if marker["command"] == "export" else ()
-        for name in (*WRITTEN, *manifests.UNSEALED, *exported):
+        for name in (*WRITTEN, *UNSEALED, *exported):
             if name not in kept:
                 _remove(out / name)
         sync(out)

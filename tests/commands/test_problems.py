@@ -215,6 +215,10 @@ def test_fields_of_records_stand_in_the_order_of_the_first(several: Path, tables
     lines = [line.split("\t")[3:] for line in predicted(several, tables / "records.jsonl", as_json=False)]
     assert lines == [["1", "a"], ["2", "b"], ["", ""]]
     assert predicted(several, tables / "records.jsonl")[2]["columns"] == {"x": 0}
+    (tables / "records.jsonl").write_text('{"text": "sun", "odd": NaN, "far": [-Infinity, 1.5]}\n')
+    assert predicted(several, tables / "records.jsonl")[0]["columns"] == {"odd": None, "far": [None, 1.5]}, (
+        "JSON has none"
+    )
 
 
 def test_a_run_knows_its_columns_and_so_does_what_is_made_of_it(tables: Path) -> None:

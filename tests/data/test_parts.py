@@ -4,11 +4,13 @@ import dataclasses
 import json
 import lzma
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -139,6 +141,28 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(top: Pat
     assert stored(top / out) == stored(top / "calm")
     kept = {file.stat().st_mtime_ns for file in (top / out / "rows").iterdir()}
     assert set(done.values()) <= kept
+
+
+def test_what_moved_while_joining_is_counted_too(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all but one document moved away, and no room on the disk for all of it again."""
+    (top / "corpus" / "z.txt").write_text(" ".join(sentences(40, 5)))  # a slice with a single document
+    plan, paths = dataclasses.replace(PLAN, data=dataclasses.replace(PLAN.data, next_sentence=True)), ["b.txt", "z.txt"]
+    run(top, "two", paths, words=True, plan=plan)
+    renamed, last = Path.rename, len(list((top / "two" / "rows").iterdir())) - 1
+
+    def rename(self: Path, target: Path) -> Path:
+        if Path(target).name == f"{last:05d}.rows":
+            raise KeyboardInterrupt
+        return renamed(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        run(top, "two killed", paths, words=True, plan=plan)
+    moved = sum(file.stat().st_size for file in (top / "two killed" / "parts" / "rows").iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=moved // 2))
+    run(top, "two killed", paths, words=True, plan=plan)
+    (top / "corpus" / "z.txt").unlink()
+    assert stored(top / "two killed") == stored(top / "two")
 
 
 def test_killed_while_joining_nothing_is_lost(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,17 @@ def test_a_second_tokenizer_and_a_metric_that_pretraining_lacks_are_refused(corp
     assert not (tmp_path / "run").exists()
 
 
+def test_text_that_masks_nothing_measures_nothing(corpus: str, tmp_path: Path) -> None:
+    """And says so before training; a metric of nothing would be NaN, which no result holds."""
+    run([corpus], tmp_path / "out")
+    (tmp_path / "short.txt").write_text("a\n")
+    plan = recipe.Pretrain(model=recipe.Model(layers=1, width=16, heads=2), train=recipe.Train(steps=1))
+    with pytest.raises(LspError, match=r"short\.txt is so short that no token of it is masked") as error:
+        short, options = [str(tmp_path / "short.txt")], Options(Progress(quiet=True))
+        pretrain.run([str(tmp_path / "out")], tmp_path / "run", plan, None, None, short, options)
+    assert error.value.code == Exit.DATA
+
+
 def test_another_tokenizer_is_used_as_it_is(corpus: str, tmp_path: Path) -> None:
     run([corpus], tmp_path / "first")
     run([corpus], tmp_path / "second", tokenizer=tmp_path / "first")

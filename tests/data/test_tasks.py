@@ -129,6 +129,12 @@ def test_columns_known_by_numbers_are_not_looked_for_among_the_cells(tmp_path: P
     assert tasks.read(path, label_column="1", known=("2",)).texts == [("good film",), ("bad film",)]
     path = write(tmp_path / "c.tsv", tsv(("id", "text", "label"), ("1", "t", "x"), ("2", "u", "y")))
     assert tasks.read(path, known=("1",)).texts == [("t",), ("u",)], "a header says more"
+    path = write(tmp_path / "e.tsv", tsv(("how are you", "question"), ("fine", "statement"), ("who?", "question")))
+    spoken = [("how are you",), ("fine",), ("who?",)]
+    assert tasks.read(path, ("1",), "2").texts == tasks.read(path, label_column="2", known=("1",)).texts == spoken
+    assert [texts for texts, _ in tasks.stream(str(path), known=("1",))] == spoken, "a class's name makes no header"
+    path = write(tmp_path / "f.tsv", tsv(("id", "text"), ("1", "t"), ("2", "u")))
+    assert [texts for texts, _ in tasks.stream(str(path), known=("1",))] == [("t",), ("u",)]
     path = write(tmp_path / "d.jsonl", '{"text": "t", "label": 1}\n{"text": "u", "label": 0}\n')
     assert tasks.read(path, known=("2",)).texts == [("t",), ("u",)]
 
@@ -167,6 +173,39 @@ def test_labels_of_numbers_are_sorted_as_numbers(tmp_path: Path) -> None:
 def test_a_label_that_looks_like_a_number_is_a_name(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "--1"), ("y", "10"), ("z", "9")))
     assert tasks.read(path).names == ("--1", "10", "9")
+
+
+@pytest.mark.parametrize(
+    ("names", "held", "places"),
+    [
+        (("1", "2", "3"), ("1.0", "2", "+3"), [0, 1, 2]),
+        (("1.0", "2.0", "3.0"), ("1", "2.0", "3"), [0, 1, 2]),  # of a model that was made when these were names
+        (("+1", "-1"), ("1", "-1", "+1"), [0, 1, 0]),
+        (("-2", "-1"), ("-1", "-2.0"), [1, 0]),
+        (("0", "0.5", "1"), ("1", "0.5", "0.0"), [2, 1, 0]),
+        (("7", "007"), ("007", "7.0", "-0"), None),
+    ],
+)
+def test_a_whole_number_is_one_class_however_it_is_written(
+    tmp_path: Path, names: tuple[str, ...], held: tuple[str, ...], places: list[int] | None
+) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "label"), *(("x", name) for name in held)))
+    if places is None:
+        with pytest.raises(LspError, match="label '0' is unknown"):
+            tasks.read(path, labels=names)
+        return
+    assert tasks.read(path, labels=names).labels == places
+    lines = write(tmp_path / "a.jsonl", "".join(f'{{"text": "x", "label": {float(name)}}}\n' for name in held))
+    assert tasks.read(lines, labels=names).labels == places
+
+
+def test_numbers_are_no_places_where_a_class_is_called_by_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", tsv(("text", "label"), ("x", "0"), ("y", "1")))
+    for names in (("1.5", "2.5"), ("-2", "-1"), ("+1", "-1")):
+        with pytest.raises(LspError, match="label '0' is unknown"):
+            tasks.read(path, labels=names)
+    path = write(tmp_path / "b.tsv", tsv(("text", "label"), *(("x", name) for name in ("10.0", "9.0", "-1", "9.5"))))
+    assert tasks.read(path).names == ("-1", "9", "9.5", "10")
 
 
 def test_given_labels_keep_their_order_and_may_be_absent(tmp_path: Path) -> None:

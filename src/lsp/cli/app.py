@@ -1,11 +1,12 @@
 """The application that the commands add themselves to, in the order in which `lsp -h` shows them."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lsp import Exit, LspError, __version__, console
-from lsp.arguments import need, need_trackers, parse_duration
+from lsp.arguments import apart, need, need_trackers, parse_duration
 
 if TYPE_CHECKING:
     from lsp.train.options import Options
@@ -47,17 +48,20 @@ def report(made: dict[str, Any], as_json: bool) -> int:
     return Exit.DONE
 
 
-def need_text(*arguments: str, weights: bool = True) -> None:
-    """Raises LspError when an argument that names raw text is badly weighted, or a path on this machine is missing."""
+def need_text(*arguments: str, out: Path, option: str = "--data") -> None:
+    """Raises LspError when an argument that names raw text is badly weighted, or a path on this machine is missing or
+    would be written over."""
     from lsp.data import files, remote
 
     sources = files.sources(arguments)
-    if sources[0].name and not weights:
+    if sources[0].name and option == "--valid":
         raise LspError(
             f"Text to measure on has no weight, and {sources[0].name} has one.", hint="Give --valid paths alone."
         )
-    paths = [path for source in sources for path in source.paths]
-    need(*(path for path in paths if not remote.is_remote(path)), code=Exit.DATA)
+    paths = [path for source in sources for path in source.paths if not remote.is_remote(path)]
+    need(*paths, code=Exit.DATA)
+    for path in paths:
+        apart(out, Path(path), option)
 
 
 def training(quiet: bool, overwrite: bool, budget: str, tracker: list[str]) -> "Options":

@@ -85,8 +85,9 @@ def prepare(
     given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
     plan = recipe.load(recipe.Prepare, recipe_file, [*given, *changes])
     share = parse_part(part, tokenizer, overwrite)
-    need_text(*text)
+    need_text(*text, out=out, option="TEXT")
     need(tokenizer)
+    apart(out, tokenizer, "--tokenizer")
     from lsp.commands import prepare as verb
 
     made = verb.run(text, out, plan, tokenizer, overwrite=overwrite, progress=console.Progress(quiet), part=share)
@@ -162,11 +163,11 @@ def pretrain(
     seconds = parse_duration(budget)
     # The default number of steps gives way to a budget; one that was asked for does not.
     plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
-    need_text(*data)
-    need_text(*valid, weights=False)
+    need_text(*data, out=out)
+    need_text(*valid, out=out, option="--valid")
     need(begin, tokenizer, teacher)
-    apart(out, begin)
-    apart(out, teacher, "--teacher")
+    for option, path in (("--from", begin), ("--teacher", teacher), ("--tokenizer", tokenizer)):
+        apart(out, path, option)
     need_trackers(tracker)
     launch = launched(coordinator, count, index)
     progress = console.Progress(quiet or (launch is not None and launch.index > 0))

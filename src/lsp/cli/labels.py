@@ -197,6 +197,8 @@ def evaluate(
     files = [data]
     if task:
         known = glue.task(task)
+        if columns != ((), ""):
+            raise LspError("--task knows the columns itself.", hint="Leave --text-column and --label-column out.")
         columns = (known.texts, known.label)
         files = [glue.split(data, name) for name in known.dev] if data.is_dir() else files
     need(begin)

@@ -17,6 +17,7 @@ from lsp.arguments import (
     SetOpt,
     TextColumnOpt,
     TokenizerOpt,
+    apart,
     need,
     need_package,
     parse_size,
@@ -280,8 +281,9 @@ def verify_resume(
     that is called resume is verified as ./resume.)
     """
     plan = recipe.load(recipe.Pretrain, recipe_file, changes)
-    need_text(*data)
+    need_text(*data, out=out)
     need(tokenizer)
+    apart(out, tokenizer, "--tokenizer")
     if "-" in data:
         raise LspError("--data - can be read only once, and two runs need it.", hint="Write it to a file first.")
     from lsp.commands import verify_resume as verb

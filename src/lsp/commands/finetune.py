@@ -12,6 +12,7 @@ import numpy as np
 
 from lsp import LspError, checkpoint, directory
 from lsp import recipe as recipes
+from lsp.compress.prune import keep_zeros, pruned
 from lsp.data import glue
 from lsp.data.tokenizer import Tokenizer
 from lsp.deploy import huggingface
@@ -58,6 +59,8 @@ def run(
         if held.complete:
             return held.result()
         begin = _begin(start, tokenizer, options.progress)
+        if begin.transform and recipe.adapt.lora_rank:
+            options.progress.warn("LoRA adds to every weight: what was pruned does not stay zero")
         if len(trials) > 1:
             metric = recipe.train.best or metric or compare.FIRST[recipe.head.problem]
             chosen = _choose(begin, files, trials, held.path, options, metric)
@@ -69,6 +72,7 @@ def run(
             stage="finetune",
             step=chosen.made["step"],
             metrics=chosen.made["metrics"],
+            compression=begin.base.manifest["compression"] if isinstance(begin.base, checkpoint.Checkpoint) else [],
             parents=[inputs["from"]] if begin.base else [],
             result=chosen.made,
         )
@@ -154,7 +158,8 @@ def _begin(start: str, tokenizer: Path | None, progress: Any) -> Start:
         base = taken.model
     else:
         base = checkpoint.open(Path(start))
-    return Start(base.tokenizer, base, dequantize(base.params))
+    sparse = isinstance(base, checkpoint.Checkpoint) and pruned(base.manifest)
+    return Start(base.tokenizer, base, dequantize(base.params), keep_zeros() if sparse else None)
 
 
 def run_suite(

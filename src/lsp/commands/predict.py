@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from lsp import Exit, LspError, checkpoint
+from lsp import Exit, LspError, checkpoint, console
 from lsp.data import tasks
 from lsp.data.examples import Examples
 from lsp.data.tokenizer import CLS, MASK, SEP, Tokenizer
@@ -158,7 +158,7 @@ def _words(base: checkpoint.Checkpoint, top: int) -> Any:
 
 
 def _json(row: Row, others: Row) -> str:
-    return json.dumps(row | ({"columns": others} if others else {}), ensure_ascii=False)
+    return json.dumps(console.plain(row | ({"columns": others} if others else {})), ensure_ascii=False)
 
 
 class _Tsv:

@@ -227,7 +227,7 @@ def _refuse_misfit(
 def _split(
     rows: shards.Rows, valid: list[str], out: Path, recipe: recipes.Pretrain, progress: Any
 ) -> tuple[shards.Rows | shards.Subset, batches.FixedBatches]:
-    """Rows to train on, and fixed-mask batches to measure on."""
+    """Rows to train on, and fixed-mask batches to measure on. Raises LspError (exit 3) where these mask nothing."""
     size = recipe.train.batch_size
     kept = min(HELD_OUT, len(rows) // 100)
     train_rows = shards.Subset(rows, rows.epoch()) if rows.sources else rows
@@ -246,4 +246,10 @@ def _split(
     else:
         progress.warn("there is too little text to hold any back: the metrics are those of the training text")
         measured = batches.evaluation(rows, size)
+    if not any(batch["weights"].any() for batch in measured):
+        raise LspError(
+            f"{' '.join(valid) or 'The text'} is so short that no token of it is masked: there is nothing to measure.",
+            hint=f"Give more text to {'--valid' if valid else '--data'}.",
+            code=Exit.DATA,
+        )
     return train_rows, measured

@@ -51,7 +51,7 @@ def prepare(
     number, of = part or (1, 1)
     first, last = len(slices) * (number - 1) // of, len(slices) * number // of
     words = _tokenizer(slices, path, data, tokenizer, seed, progress)
-    there = sum(_counts(place / _name(number)).tokens for number in range(first, last))
+    there = sum(_counts(folder).tokens for folder in (place, *(place / _name(number) for number in range(first, last))))
     _foretell(slices[first:last], path, there, data, words, progress)
     again = _repeats(slices, (first, last), place, data, progress) if data.deduplicate else None
     busy = []
@@ -71,7 +71,7 @@ def prepare(
         )
     if part is not None:
         return sum((_counts(place / _name(number)) for number in range(first, last)), Counts())
-    if data.next_sentence:
+    if data.next_sentence and not (place / "rows").is_dir():  # else a call that was killed has moved some
         _refuse_one(sum((_counts(place / _name(number)) for number in range(len(slices))), Counts()))
     _join(slices, given, place, path, weighted=not data.client_field)
     return Rows.open(path).counts

@@ -6,15 +6,15 @@ usual, JSONL has an object a line, and plain text, which has no labels, a text a
 
 import csv
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lsp import Exit, LspError, nearest
-from lsp.data import text
+from lsp import LspError, nearest
+from lsp.data import classes, text
+from lsp.data.files import unusable
 from lsp.recipe import Problem
 
 # Columns found without being named, in this order; compared without case.
@@ -26,9 +26,7 @@ TEXTS = ("sentence", "text", "review", "content", "document", "comment", "questi
 LABELS = ("label", "labels", "class", "category", "quality", "target", "sentiment", "gold_label", "is_duplicate")
 # GLUE's QQP has lines that end early, which everybody passes by; in no other file is that anything but a mistake.
 RAGGED = ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"]
-MOST_CLASSES = 1000  # more is a column of something else
 LONGEST_CELL = 64 << 20  # characters of a CSV cell
-LARGEST = 3.4028234663852886e38  # number that float32 holds
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def read(
     path = str(path)
     columns, rows = _table(path, tuple(text_columns), label_column, labelled=True, known=known)
     if columns is None:
-        raise _bad(f"{text.title(path)} is empty.", "Give a file with a row for each example.")
+        raise unusable(f"{text.title(path)} is empty.", "Give a file with a row for each example.")
     texts: list[tuple[str, ...]] = []
     found: list[tuple[str, Any]] = []
     groups: dict[str, list[str]] = {name: [] for name in slices}
@@ -87,20 +85,23 @@ def read(
         for name, cells in groups.items():
             cells.append(columns.cell(row, name, where))
     if not texts:
-        raise _bad(f"{text.title(path)} has a header and no rows.", "Give a file with a row for each example.")
+        raise unusable(f"{text.title(path)} has a header and no rows.", "Give a file with a row for each example.")
     called = _called(columns.label or 0)
     if problem == "regression":
-        numbers = [_number(value, f"{where}: {called}") for where, value in found]
+        numbers = [classes.number(value, f"{where}: {called}") for where, value in found]
         return Table(texts, numbers, (), groups, len(columns.short), columns.called())
     several = problem == "multi_label"
     named = [
-        (where, [_label(each, f"{where}: {called}") for each in (_several(value) if several else [value])])
+        (
+            where,
+            [classes.name_of(each, f"{where}: {called}") for each in (classes.several(value) if several else [value])],
+        )
         for where, value in found
     ]
     own = [each for _, held in named for each in held]
-    names = tuple(labels) if labels is not None else _names(path, own)
-    names += tuple(sorted({*own} - {*_places(names)})) if grow else ()
-    indices = _indices(named, names)
+    names = tuple(labels) if labels is not None else classes.names_of(path, own)
+    names += tuple(sorted({*own} - {*classes.places(names)})) if grow else ()
+    indices = classes.indices(named, names)
     found_labels = indices if several else [index for (index,) in indices]
     return Table(texts, found_labels, names, groups, len(columns.short), columns.called())
 
@@ -149,7 +150,8 @@ class _Columns:
         cells = row if isinstance(row, Mapping) else dict(zip(self.names, row, strict=True))
         if name not in cells:
             raise LspError(
-                f"{where}: there is no column {name}.{nearest(name, cells)}", hint=f"There are: {_shown([*cells])}."
+                f"{where}: there is no column {name}.{nearest(name, cells)}",
+                hint=f"There are: {classes.shown([*cells])}.",
             )
         return str(cells[name])
 
@@ -166,7 +168,7 @@ def _table(
     columns = _columns(path, head, texts, label, labelled, known)
     if known and len(columns.texts) != len(known):
         kinds = ("", "one text", "pairs of texts")
-        raise _bad(
+        raise unusable(
             f"{text.title(path)} gives {kinds[len(columns.texts)]} a row, and the model was trained on "
             f"{kinds[len(known)]}: {', '.join(map(repr, known))}.",
             "Name what it is to read: --text-column NAME, twice for pairs.",
@@ -183,7 +185,7 @@ def _table(
                     continue
                 count = f"{len(row)} {'column' if len(row) == 1 else 'columns'}"
                 hint = "Every row needs the same columns, also when one is empty."
-                raise _bad(f"{where}: {count} where line {number} has {len(head)}.", hint)
+                raise unusable(f"{where}: {count} where line {number} has {len(head)}.", hint)
             yield where, row
 
     return columns, rows()
@@ -200,20 +202,25 @@ def _columns(
     header = {name.strip().lower(): name for name in reversed(names)}
     numbers = bool(known) and all(name.isdecimal() for name in known)  # of a file that had no header
     named = bool(known) and not numbers and all(name.strip().lower() in header for name in known)
-    usual = tuple(known) if named else _usual_texts(header)
+    # Where a file has no header a class may be called as a column of texts usually is: "question", say.
+    first = names[int(label) - 1].strip().lower() if _is_place(label, names) else ""
+    usual = tuple(known) if named else _usual_texts({name: name for name in header if name != first})
     if text.kind(path) == ".txt" and not (texts or labelled):  # a text a line, whatever the first one is
         return _Columns((0,), None, False, ("1",))
     if len(names) == 1 and not (keyed or texts or usual or labelled or text.kind(path) == ".csv"):
         return _Columns((0,), None, False, ("1",))
+    placed = numbers and all(_is_place(name, names) for name in known)
+    if placed and not (labelled or texts) and all(_speaks(names[int(name) - 1]) for name in known):
+        usual = ()  # found in a column of labels
     headed = keyed or bool(usual) or any(name and not _is_place(name, names) for name in (*texts, label))
-    if numbers and not headed and all(_is_place(name, names) for name in known):
+    if placed and not headed:
         usual = tuple(known)
     if labelled and not label and headed:
         label = next((name for name in LABELS if name in header), "")
     for what, found in (("text", texts or usual), ("label", label or not labelled)):
         if not found:
-            raise _bad(
-                f"{text.title(path)}: which column holds the {what}? Its first line holds: {_shown(names)}.",
+            raise unusable(
+                f"{text.title(path)}: which column holds the {what}? Its first line holds: {classes.shown(names)}.",
                 f"Give --{what}-column NAME, or --{what}-column N (from 1) where there is no header.",
             )
 
@@ -225,7 +232,7 @@ def _columns(
         else:
             raise LspError(
                 f"{option} {name}: {text.title(path)} has no such column.{nearest(name, names)}",
-                hint=f"Its first line holds: {_shown(names)}. Without a header, give the column's number from 1.",
+                hint=f"Its first line holds: {classes.shown(names)}. Without a header, give its number from 1.",
             )
         return names[index] if keyed else index
 
@@ -235,6 +242,12 @@ def _columns(
         headed and not keyed,
         tuple(_apart(names) if headed else map(str, range(1, len(names) + 1))),
     )
+
+
+def _speaks(cell: str) -> bool:
+    """Whether a cell is a text and no column's name."""
+    name = cell.strip().lower()
+    return not re.fullmatch(r"[\w.-]*", name, re.ASCII) and not any(name in pair for pair in PAIRS)
 
 
 def _is_place(name: str, names: Sequence[str]) -> bool:
@@ -268,7 +281,9 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
     if kind == ".csv":
         return _csv(path, numbered)
     if kind not in (".tsv", ".txt", ".csv") and (first[1].strip() == "[" or re.match(r"\s*\[\s*\{", first[1])):
-        raise _bad(f"{text.title(path)} begins with a list.", "Give a file with a JSON object a line: jq -c '.[]' FILE")
+        raise unusable(
+            f"{text.title(path)} begins with a list.", "Give a file with a JSON object a line: jq -c '.[]' FILE"
+        )
     if kind == ".jsonl" or (kind not in (".tsv", ".txt") and first[1].lstrip().startswith("{")):
         return text.records(path, numbered)
     if kind == ".txt":
@@ -294,7 +309,7 @@ def _csv(path: str, numbered: Iterable[tuple[int, str]]) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except csv.Error as error:
-            raise _bad(
+            raise unusable(
                 f"{text.title(path)}, line {number}: not CSV ({error}).",
                 "Quote cells that hold commas, quotes or newlines.",
             ) from None
@@ -308,89 +323,7 @@ def _called(name: str | int) -> str:
 
 def _cell(row: Any, name: str | int, where: str) -> Any:
     if isinstance(row, Mapping) and name not in row:
-        raise _bad(
+        raise unusable(
             f"{where}: no field '{name}'.{nearest(str(name), row)}", f"Fields there: {', '.join(row) or 'none'}."
         )
     return row[name]
-
-
-def _label(value: Any, where: str) -> str:
-    """A label as its name: 1 and 1.0 are "1", true is "true"."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    there = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
-    name = str(value).strip() if there else ""
-    if not name:
-        raise _bad(f"{where} holds no label.", "Every row needs the name or number of its class.")
-    return text.string(name, where)
-
-
-def _names(path: str, found: list[str]) -> tuple[str, ...]:
-    counts = Counter(found)
-    if not counts:
-        raise _bad(f"{text.title(path)} holds no label at all.", "Name another --label-column.")
-    if len(counts) == 1:
-        raise _bad(
-            f"{text.title(path)} holds one class only ({next(iter(counts))!r}, {len(found)} rows).",
-            "Give examples of two classes or more, or name another --label-column.",
-        )
-    if len(counts) > MOST_CLASSES:
-        raise _bad(
-            f"{text.title(path)} holds {len(counts)} different labels in {len(found)} rows; those are no classes.",
-            "Name another --label-column.",
-        )
-    numeric = all(name.removeprefix("-").isdecimal() and name.isascii() for name in counts)
-    return tuple(sorted(counts, key=int) if numeric else sorted(counts))
-
-
-def _several(value: Any) -> list[Any]:
-    """The names in a cell: a list of a record's, or with commas between. None is no label at all."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [part for part in value.split(",") if part.strip()]
-    return value if isinstance(value, list) else [value]
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not abs(number) <= LARGEST:
-        raise _bad(
-            f"{where} is {str(value)[:40]!r}, not a number that float32 holds.",
-            "With head.problem = regression labels are numbers.",
-        )
-    return number
-
-
-def _places(names: tuple[str, ...]) -> dict[str, int]:
-    """The place of each class, by its name; where none is called by a number, by its number too."""
-    places = {name: number for number, name in enumerate(names)}
-    if not any(name.isdecimal() for name in names):
-        places |= {str(number): number for number in range(len(names))}
-    return places
-
-
-def _indices(found: list[tuple[str, list[str]]], names: tuple[str, ...]) -> list[list[int]]:
-    """The places of what was found."""
-    index = _places(names)
-    for where, held in found:
-        for name in held:
-            if name not in index:
-                message = f"{where}: label {name!r} is unknown.{nearest(name, names)}"
-                raise _bad(message, f"The labels are: {_shown(names)}.")
-    return [[index[name] for name in held] for _, held in found]
-
-
-def _shown(names: Sequence[str]) -> str:
-    """The first names, cut to what fits in a sentence."""
-    shown = [repr(name if len(name) <= 30 else name[:29] + "…") for name in names[:10]]
-    return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > 10 else "")
-
-
-def _bad(message: str, hint: str) -> LspError:
-    return LspError(message, hint=hint, code=Exit.DATA)

@@ -14,7 +14,8 @@ ENOUGH = 5.0  # seconds of steps; shorter runs say nothing of a device
 
 
 def summary(meter: Meter, step: Compiled, train: recipes.Train, *, planned: bool) -> dict[str, Any]:
-    """`Meter.summary` and: `mfu`, the share of the devices' peak that needed FLOPs have used (Chowdhery et al., 2022);
+    """`Meter.summary` and: `mfu`, the share of the devices' peak that needed FLOPs have used (Chowdhery et al., 2022),
+    those of a plain step: not more for the second pass of R-Drop and FGM, nor fewer where parts are frozen or LoRA's;
     `planned`, where one can be, what `lsp plan` expects of this step on these devices, each with its `error`, planned /
     measured - 1. The memory has none if this process had more before the run.
 

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from lsp import LspError, checkpoint
 from lsp import recipe as recipes
+from lsp.data import classes
 from lsp.data.batches import read_ahead
 from lsp.data.examples import Examples
 from lsp.data.tokenizer import Tokenizer
@@ -29,11 +31,16 @@ from lsp.trials import Trial
 
 class Start(NamedTuple):
     """What a classifier begins with: a tokenizer and, unless all of it is to be random, a run or a published checkpoint
-    and its parameters as floats."""
+    and its parameters as floats. `transform` is chained after the optimizer."""
 
     words: Tokenizer
     base: checkpoint.Checkpoint | checkpoint.Model | None = None
     params: Any = None
+    transform: optax.GradientTransformation | None = None
+
+    def labels(self) -> tuple[str, ...]:
+        """The classes that it knows."""
+        return tuple(self.base.labels) if self.base else ()
 
     def encoder(self, recipe: recipes.Finetune) -> ModelConfig:
         return self.base.config if self.base else ModelConfig.from_recipe(recipe.model, self.words.size)
@@ -84,10 +91,12 @@ class _Shared:
         self.grows = start.base if change.grow else None
         self.files = files._replace(names=tuple(self.grows.labels)) if self.grows else files
         length = min(recipe.data.sequence_length, encoder.max_length)
-        self.how = labelled.Reading(start.words, length, head.problem, change.grow)
+        self.how = labelled.Reading(start.words, length, head.problem, change.grow, order=start.labels())
         self.sets = labelled.read_sets(self.files, self.how, progress, change.replay, recipe.train.seed)
         labelled.weigh(self.sets.train, head)
         self.config = encoder.classifier(max(1, len(self.sets.names)), head.pooling, head.dropout, head.problem)
+        if start.labels() and not (self.goes_on() or self.grows):
+            progress.say(f"a new classifier: that of --from answers {classes.shown(start.labels())}")
         self.scale = change.lora_alpha / max(1, change.lora_rank)
         self.rest: Any = {}
         self.classifier = Classifier(self.config)
@@ -98,6 +107,7 @@ class _Shared:
         begun, self.rest = self._begin(recipe.train.seed)
         objective = trainable.partly(_objective(start, recipe), self.rest, self.scale)
         plan = labelled.plan(self.config, begun, objective, self.sets, recipe, clock)
+        plan = replace(plan, transform=start.transform)
         if self.grows:
             plan = replace(plan, teacher=self.grows.config)
         if objective.private:
@@ -144,15 +154,20 @@ class _Shared:
         outcome = compare.Outcome(trial, scores.metrics, good, diverged)
         return done._replace(made=done.made | {"metrics": scores.metrics}, outcome=outcome)
 
+    def goes_on(self) -> bool:
+        """Whether the classifier of the start answers what is asked."""
+        base = self.start.base
+        return base is not None and (tuple(base.labels), base.config.problem) == (self.sets.names, self.config.problem)
+
     def _begin(self, seed: int) -> tuple[Any, Any]:
         """What is trained, and the rest: new parameters with those of the start where they fit. Its classifier goes on
         if it spoke of the same labels, or of the first of them where it is to grow."""
         base, old, change, config = self.start.base, self.start.params, self.recipe.adapt, self.config
         params = fresh = initialise(config, seed)
         if base is not None:
-            same = tuple(base.labels) == tuple(self.sets.names) and base.config.problem == config.problem
-            kept = {part: tree for part, tree in old.items() if part in fresh and (part != "classifier" or same)}
-            if change.grow and not same:
+            on = self.goes_on()
+            kept = {part: tree for part, tree in old.items() if part in fresh and (part != "classifier" or on)}
+            if change.grow and not on:
                 kept["classifier"] = incremental.grown(fresh["classifier"], old["classifier"])
             params = adapt.fresh(fresh | kept, fresh, change)
         return trainable.split(params, change, seed)

@@ -81,7 +81,7 @@ def settings(outcomes: Sequence[Outcome], metric: str) -> list[dict[str, Any]]:
 
 def sign_flips(differences_N: np.ndarray, seed: int = 0) -> float:
     """The two-sided p-value of paired differences of mean 0, by flipping their signs at random (Fisher, 1935): for
-    differences of 1 and -1 that is McNemar's exact test."""
+    differences of 1 and -1 that is McNemar's exact test, as near as so many draws come to it."""
     away_M = differences_N[differences_N != 0]
     if not len(away_M):
         return 1.0

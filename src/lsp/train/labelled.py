@@ -68,6 +68,7 @@ class Reading(NamedTuple):
     problem: recipes.Problem = "single_label"
     grow: bool = False  # classes that are not among the names follow them
     known: tuple[str, ...] = ()  # columns of texts that a classifier was trained on
+    order: tuple[str, ...] = ()  # of the classes, where a file has these
 
     @classmethod
     def of(cls, base: Checkpoint, length: int | None = None) -> "Reading":
@@ -109,6 +110,8 @@ def read(path: Path, columns: Columns, names: tuple[str, ...] | None, how: Readi
 def read_sets(files: Files, how: Reading, progress: Any, replay: float = 0.0, seed: int = 0) -> Sets:
     """Both files, and a share `replay` of the old examples among those to train on. Raises LspError (exit 3)."""
     table, balance = read_table(files.train, files.columns, files.names, how), None
+    if files.names is None and table.names != how.order and set(table.names) == set(how.order):
+        table = read_table(files.train, files.columns, how.order, how)
     remark(table, files.train, progress)
     how = how._replace(grow=False)  # new classes are those that there are examples of to train on
     if files.old and replay:
