@@ -146,6 +146,10 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
             "error: --format onx is not one of huggingface, onnx, stablehlo. Did you mean 'onnx'?\nfix: lsp export -h",
         ),
         (
+            ["report", ".", "--min-speedup", "nan"],
+            "error: --min-speedup nan is no number.\nfix: Write it as in --min-speedup 1.5.",
+        ),
+        (
             ["evaluate", "--from", ".", "--data", ".", "--task", "sst2", "--label-column", "human"],
             "error: --task knows the columns itself.\nfix: Leave --text-column and --label-column out.",
         ),
@@ -253,6 +257,13 @@ def test_lengths_of_time() -> None:
     for nothing in ("0", "0s", "0h0m"):
         with pytest.raises(LspError, match="leaves no time"):
             arguments.parse_duration(nothing)
+
+
+def test_a_closed_stdout_changes_no_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("a line\n" * 3)
+    for words, code in (("predict --from nowhere lines.txt", 4), ("--version", 0), ("prepare nowhere --out rows", 3)):
+        ran = subprocess.run(f"{sys.executable} -m lsp {words} >&-", shell=True, cwd=tmp_path, capture_output=True)
+        assert ran.returncode == code and b"Traceback" not in ran.stderr, ran.stderr
 
 
 def test_a_closed_stderr_ends_the_display_and_not_the_work(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from lsp.compress import inside, latency
 from lsp.compress.importance import sizes
 from lsp.compress.prune import sparsity
 from lsp.compress.search import Goal, Shape, Tried, _unpruned, chains, shapes
+from lsp.compress.structure import Chosen
 from lsp.console import Progress
 from lsp.data.tokenizer import MASK
 from lsp.deploy import apart
@@ -150,14 +151,20 @@ def test_what_is_pruned_stays_as_it_was_inside_where_that_is_asked_for(road: Pat
 
 def test_any_order_of_stages_composes(road: Path, tmp_path: Path):
     files = Files(road / "train.tsv", road / "dev.tsv")
-    quantize.run(road / "classifier", tmp_path / "int8", recipe.Quantize(), None, AUTO, AGAIN)
+    static = recipe.Quantize(recipe.Quantization("static"))
+    quantize.run(road / "classifier", tmp_path / "int8", static, None, AUTO, AGAIN, road / "train.tsv")
     prune_weights.run(tmp_path / "int8", tmp_path / "pruned", PRUNED, files, AGAIN)
+    told = [checkpoint.open(tmp_path / name).manifest["compression"][0] for name in ("int8", "pruned")]
+    assert told == [
+        {"stage": "quantize", "bits": 8, "method": "static"},
+        {"stage": "quantize", "bits": 8},
+    ]
     params = checkpoint.open(tmp_path / "pruned").params
     assert isinstance(params["layers"][0]["feedforward"]["down"]["kernel"], Int8), "int8 in, int8 out"
     assert sparsity(params) >= 0.5
     distill.run(tmp_path / "pruned", tmp_path / "student", STUDENT, files, AGAIN)
     stages = [each["stage"] for each in checkpoint.open(tmp_path / "student").manifest["compression"]]
-    assert stages == ["quantize", "prune", "distill"]
+    assert stages == ["prune", "distill"], "of the teacher's int8 nothing is left"
     assert result(tmp_path / "student")["metrics"]["accuracy"] > 0.8
 
 
@@ -615,7 +622,7 @@ def test_a_finished_run_does_nothing_again(road: Path):
 
 def test_evaluate_gates_and_predict_agree(road: Path):
     errors = road / "errors.jsonl"
-    found = evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["accuracy=0.5", "f1=1.1"], QUIET, errors)
+    found = evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["accuracy=0.5", "f1=1"], QUIET, errors)
     assert [gate["passed"] for gate in found["gates"]] == [True, False]
     rows = [json.loads(line) for line in errors.read_text().splitlines()]
     table = (road / "dev.tsv").read_text().splitlines()
@@ -640,6 +647,30 @@ def test_evaluate_gates_and_predict_agree(road: Path):
     with pytest.raises(LspError, match="no such metric") as caught:
         evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, ["acuracy=0.5"], QUIET)
     assert "'accuracy'" in caught.value.message
+    for gate, said in (("loss=0.1", "a loss is better where it is lower"), ("accuracy=90", "accuracy is 1 at most")):
+        with pytest.raises(LspError, match=said):
+            evaluate.run(road / "int8", [road / "dev.tsv"], AUTO, [gate], QUIET)
+
+
+def test_a_damaged_record_is_no_bug(road: Path, tmp_path: Path) -> None:
+    """What was measured is measured again; what was chosen can't be known any more."""
+    base, path = checkpoint.open(road / "classifier"), tmp_path / "record.json"
+    measured = {"self": base.manifest["self"], "speedup": 2.0, "metrics": {"accuracy": 0.9}}
+    every = {block: np.arange(size) for block, size in sizes(base.config).items()}
+    prune_structure._record(path, Chosen([0, 1], every, 2.0))
+    again = prune_structure._recorded(path, base.config)
+    assert again is not None and again.layers == [0, 1] and again.kept.keys() == every.keys()
+    elsewhere = path.read_text().replace('"layers": [0, 1]', '"layers": [0, 7]')
+    outside = path.read_text().replace('"kept": [0, 1]', '"kept": [0, 2]')
+    for damage in ("", "{", "{}", "[]", "[" * 9999, elsewhere, outside, path.read_text()[:-9]):
+        path.write_text(damage)
+        with pytest.raises(LspError, match=r"record\.json is damaged") as caught:
+            prune_structure._recorded(path, base.config)
+        assert caught.value.code == Exit.ARTIFACT and search._kept(path, base, "accuracy") is None
+    for damage in (measured | {"self": "other"}, measured | {"speedup": "2"}, measured | {"metrics": {}}, measured):
+        path.write_text(json.dumps(damage))
+        assert (search._kept(path, base, "accuracy") == measured) == (damage is measured)
+    assert search._kept(tmp_path / "none.json", base, "accuracy") is None
 
 
 def test_what_is_explained_is_what_the_int8_model_answers(road: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lsp import Exit, LspError, recipe
+from lsp.recipe import together
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 STAGES = {"pretrain": recipe.Pretrain, "finetune": recipe.Finetune, "prune": recipe.Prune, "distill": recipe.Distill}
@@ -45,24 +46,51 @@ def test_the_shipped_sizes() -> None:
         (recipe.Distillation(match="nearest"), "distill.match is for distill.hidden, which is 0"),
         (recipe.Distillation(relation_layer=2), "distill.relation_layer is for distill.relations, which is 0"),
         (recipe.Quantization(sample=9), "quantize.sample is of the examples that calibrate"),
+        (recipe.Quantization(hard=0.5), "quantize.hard is for training, and the method is dynamic"),
     ],
 )
 def test_what_nothing_would_read_is_refused(section: Any, said: str) -> None:
-    whole = {recipe.Pruning: recipe.Prune, recipe.Distillation: recipe.Distill}.get(type(section))
     with pytest.raises(LspError, match=said):
-        (whole(section) if whole is recipe.Prune else whole(distill=section) if whole else section).check()
+        if isinstance(section, recipe.Pruning):
+            together.prune(recipe.Prune(section))
+        elif isinstance(section, recipe.Distillation):
+            together.distill(recipe.Distill(distill=section))
+        else:
+            together.quantize(recipe.Quantize(section))
+
+
+def test_what_is_named_and_not_read_is_refused_and_may_stand_in_a_file() -> None:
+    for changes, said in (
+        (["prune.what=vocabulary", "train.epochs=9"], "train.epochs is for training, and pieces that"),
+        (["prune.what=vocabulary", "prune.hard=1"], "prune.hard is for training"),
+        (["prune.what=structure", "prune.shape=1+64", "prune.speedup=2"], "both say how much goes"),
+    ):
+        plan = recipe.load(recipe.Prune, None, changes)
+        with pytest.raises(LspError, match=said):
+            together.prune(plan, changes)
+        together.prune(plan, changes[:1])
+    changes = ["prune.what=vocabulary", "prune.pieces=9", "train.steps=2"]
+    together.prune(recipe.load(recipe.Prune, None, changes), changes)
+    for change in ("train.epochs=5", "data.sequence_length=16"):
+        with pytest.raises(LspError, match=f"{change.partition('=')[0]} is for training, and the method is dynamic"):
+            together.quantize(recipe.load(recipe.Quantize, None, [change]), [change])
+        together.quantize(recipe.load(recipe.Quantize, None, [change]))
+        together.quantize(recipe.load(recipe.Quantize, None, [change, "quantize.method=trained"]), [change])
+    with pytest.raises(LspError, match=r"distill\.hard is for a teacher, and there is none"):
+        together.pretrain(["train.steps=2", "distill.hard=0.1"], False)
+    together.pretrain(["distill.hard=0.1"], True)
 
 
 def test_a_speed_is_asked_for_even_where_it_is_the_usual_one() -> None:
     """It would be pruned of weights, and be as slow as before."""
     with pytest.raises(LspError, match=r"prune.speedup is for prune.what = structure, and that is weights"):
-        recipe.load(recipe.Prune, None, changes := ["prune.speedup=2"]).check(changes)
+        together.prune(recipe.load(recipe.Prune, None, changes := ["prune.speedup=2"]), changes)
     changes = ["prune.what=structure", "prune.speedup=2"]
-    recipe.load(recipe.Prune, RECIPES / "compress" / "prune.toml", changes).check(changes)
+    together.prune(recipe.load(recipe.Prune, RECIPES / "compress" / "prune.toml", changes), changes)
 
 
 def test_every_key_of_pruning_belongs_to_a_kind() -> None:
-    every = {key for keys in recipe.stages.PRUNES.values() for key in keys}
+    every = {key for keys in together.PRUNES.values() for key in keys}
     assert every | {"what", "hard"} == {field.name for field in dataclasses.fields(recipe.Pruning)}
 
 
@@ -144,9 +172,9 @@ def test_every_key_is_explained(stage: type) -> None:
 )
 def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes: list[str], said: str) -> None:
     with pytest.raises(LspError, match=said):
-        recipe.load(recipe.Prune, None, changes).check()
+        together.prune(recipe.load(recipe.Prune, None, changes))
     if "prune." not in changes[0]:
-        recipe.load(recipe.Prune, None, [*changes, "prune.what=structure"]).check()
+        together.prune(recipe.load(recipe.Prune, None, [*changes, "prune.what=structure"]))
 
 
 @pytest.mark.parametrize(
@@ -161,5 +189,5 @@ def test_pruning_of_weights_that_would_not_end_with_all_zeros_is_refused(changes
 )
 def test_half_a_chain_is_refused(changes: list[str], why: str) -> None:
     with pytest.raises(LspError, match=why):
-        recipe.load(recipe.Search, None, changes).check()
-    recipe.load(recipe.Search, None, ["chain.depth=1", "chain.shape=4+96", "chain.through=8+96"]).check()
+        together.search(recipe.load(recipe.Search, None, changes))
+    together.search(recipe.load(recipe.Search, None, ["chain.depth=1", "chain.shape=4+96", "chain.through=8+96"]))

@@ -16,7 +16,7 @@ from lsp.arrays import Tree, count, load_params, save_params
 from lsp.manifest import bytes_under
 from lsp.model.config import HeadKind, ModelConfig
 from lsp.model.encoder import shapes
-from lsp.model.weightonly import is_quantized
+from lsp.model.weightonly import any_quantized, is_quantized
 
 if TYPE_CHECKING:
     from lsp.data.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ def open(path: Path, verify: bool = True) -> Checkpoint:
     if "model" not in manifest:
         hint = "Give the --out of pretrain, finetune or compress; prepared data goes to lsp pretrain --data."
         if manifest.get("stage") == "export":
-            takes = "" if "exported" in manifest else f", or take it in: lsp import {path} --out RUN"
+            takes = f", or take it in: lsp import {path} --out RUN" if (path / "model.safetensors").exists() else ""
             hint = f"Give the run it was made from{takes}."
         raise LspError(
             f"{path} holds no model of lsp's: `{manifest.get('stage')}` made it.",
@@ -156,7 +156,8 @@ def finish(
         "tokenizer": model.tokenizer.hash,
         "step": step,
         "metrics": metrics,
-        "compression": list(compression),
+        # Training in floats leaves nothing of a teacher's int8, or of a start's.
+        "compression": [each for each in compression if each["stage"] != "quantize" or any_quantized(model.params)],
         "parents": list(parents),
         "versions": _versions(),
     }

@@ -6,14 +6,13 @@ jax's errors are known by their text, so that a mistake in the command line need
 import errno
 import re
 import shlex
-import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import typer
 
-from lsp import SETUP, Exit, LspError, Stopped, console, nearest
+from lsp import SETUP, Exit, LspError, Stopped, nearest
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -36,9 +35,10 @@ def explain(error: BaseException, saves: bool = True, words: Sequence[str] = ())
         hint = f"Set lsp up again: {SETUP}"
         return LspError(f"The Python package {error.name} is missing.", hint=hint, code=Exit.MACHINE)
     if (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in text:
-        free = shutil.disk_usage(".").free
-        hint = "Free some space and run the same command again to continue."
-        return LspError(f"The disk is full ({console.size(free)} free here).", hint=hint, code=Exit.MACHINE)
+        hint = f"Free some space and run the same command again{' to continue' if saves else ''}."
+        where = getattr(error, "filename", None)
+        what = f"The disk of {where}" if where else "The disk that this writes to"
+        return LspError(f"{what} is full.", hint=hint, code=Exit.MACHINE)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower():
         hint = "Lower train.batch_size, or raise train.accumulate: --set train.accumulate=4"
         hint = hint if saves else "Stop what else runs here."

@@ -95,9 +95,11 @@ def test_a_classifier_is_replayed_with_the_worst_text_first(corpus: Path, tmp_pa
     for row in found["texts"]:
         assert row["text"].strip() == texts[row["row"]]
     part = dataclasses.replace(plan, adapt=recipe.Adapt(freeze=1))
-    with pytest.raises(LspError, match="diverged"):
+    with pytest.raises(LspError, match="diverged") as stopped:
         finetune.run(str(data), tmp_path / "part", part, Files(*files), None, Options(QUIET))
     (place,) = (tmp_path / "part" / "blackbox").iterdir()
+    assert f"What it read is in {place / 'box.json'}" in f"{stopped.value}{stopped.value.hint}"
+    assert [each.name for each in place.iterdir()] == ["box.json"] and "lsp replay" not in stopped.value.hint
     with pytest.raises(LspError, match="needs more than a box holds") as refused:
         replay.run(place, QUIET)
     assert refused.value.code == 2

@@ -119,6 +119,8 @@ def test_a_sparse_matrix_is_fitted_where_it_is_not_zero() -> None:
     random = np.random.default_rng(0)
     x_ML, y_MK = random.standard_normal((80, 6)), random.standard_normal((80, 4))
     there = random.random((6, 4)) < 0.5
+    nothing = np.zeros((3, 3))
+    np.testing.assert_array_equal(solved(nothing, np.zeros((3, 2)), np.ones((3, 2), bool)), np.zeros((3, 2)))
     found = solved(x_ML.T @ x_ML, x_ML.T @ y_MK, there)
     damping = np.sqrt(DAMPING * np.square(x_ML).sum(0).mean())
     for column in range(4):

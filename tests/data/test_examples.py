@@ -1,5 +1,6 @@
 """Labelled examples as tokens, in batches to train on, and in rows that they share."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
@@ -55,6 +56,21 @@ def test_one_text_and_two_are_framed_and_typed(words: Tokenizer) -> None:
 )
 def test_of_a_pair_the_longer_text_is_cut(sizes: tuple[int, int], fitted: tuple[int, int]) -> None:
     assert tuple(fitting(list(sizes), 29)) == fitted
+
+
+@pytest.mark.parametrize("room", [12, 13])
+def test_pairs_are_cut_as_exported_tokenizers_cut_them(words: Tokenizer, room: int) -> None:
+    for first, second in itertools.product((1, 5, 6, 7, 20, 21), repeat=2):
+        made = Examples(Table([("a " * first, "a " * second)], [0], ("x", "y")), words, room + 3)
+        # tokenizers' utils/truncation.rs, LongestFirst: `short` and `long` are what is kept of the two.
+        one, two = (len(words.encode(["a " * count])[0]) for count in (first, second))
+        short, long = min(one, two), max(one, two)
+        if short + long > room:
+            long = short if short > room else max(short, room - short)
+        if short + long > room:
+            short, long = room // 2, room // 2 + room % 2
+        kept = (long, short) if one > two else (short, long)
+        assert (made.seconds[0] - 2, made.lengths[0] - made.seconds[0] - 1) == kept, (first, second)
 
 
 def test_examples_that_are_too_long_are_cut_and_counted(words: Tokenizer) -> None:

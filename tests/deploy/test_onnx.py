@@ -95,7 +95,7 @@ def test_answers_are_the_models_alone_in_batches_and_padded(
     domains = {each.domain for each in graph.opset_import}
     assert domains == {node.domain for node in graph.graph.node}
     assert domains == ({""} if runtime == "any" else {"", "com.microsoft"})
-    if preset == "bilstm" or runtime != "any":  # the LSTM of that evaluator has one direction only
+    if runtime != "any":
         return
     tokens = np.random.default_rng(0).integers(5, 290, (2, 7), dtype=np.int32)
     tokens[1, 4:] = 0

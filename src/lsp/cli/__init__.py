@@ -28,8 +28,9 @@ TELLING = ("data peek", "doctor", "inspect", "plan", "plot", "replay", "report",
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code. Nothing but a bug under LSP_DEBUG shows a traceback."""
     words = spread(sys.argv[1:] if arguments is None else arguments)
-    if sys.stderr is None:  # closed by the shell: nobody reads it, and the work goes on
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: nobody reads it, and the work goes on
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # texts are UTF-8 in every locale, and nothing is unprintable
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -30,6 +30,7 @@ from lsp.arguments import (
     parse_size,
 )
 from lsp.cli.app import compress, report, training
+from lsp.recipe import together
 
 
 @compress.command(short_help="Int8 weights and activations: smaller and faster.")
@@ -68,7 +69,7 @@ def quantize(
         plan = recipe.load(recipe.Quantize, None, [f"quantize.method={method}"], plan, "--method")
     if most is not None:
         plan = recipe.load(recipe.Quantize, None, [f"quantize.max_drop={most}"], plan, "--max-drop")
-    plan.quantize.check()
+    together.quantize(plan, changes)
     if plan.quantize.method != "trained" and (budget or tracker):
         raise LspError("--budget and --tracker are for training.", hint="Add --method trained, or leave them out.")
     need_examples(plan.quantize, train, dev)
@@ -128,7 +129,7 @@ def prune(
     use: smaller).
     """
     plan = recipe.load(recipe.Prune, recipe_file, changes)
-    plan.check(changes)
+    together.prune(plan, changes)
     columns = (tuple(text_column), label_column)
     need_tables(train, dev)
     need(begin)
@@ -170,7 +171,7 @@ def distill(
     answers of the run in --from.
     """
     plan = recipe.load(recipe.Distill, recipe_file, changes)
-    plan.check()
+    together.distill(plan)
     columns = (tuple(text_column), label_column)
     need_tables(train, dev)
     need(begin, augmenter)
@@ -218,13 +219,14 @@ def search(
         --max-drop 1 --min-speedup 4 --max-size 20MB --out runs/sst2-best
 
     Try chains of vocabulary, structure and int8 on this machine, the cheap ones
-    first, until one meets the goal; exit 1 naming the closest if none does. The
+    first, until one meets the goal (where structure goes: one that was trained,
+    for others lose more on new texts); exit 1 naming the closest if none does. The
     chain is left as a recipe, OUT/chain.toml, that makes it again, and all that
     was tried in OUT/candidates, a run each; OUT/pareto.png and the terminal draw
     them by speed and points lost.
     """
     plan = recipe.load(recipe.Search, recipe_file, changes)
-    plan.check()
+    together.search(plan)
     size = parse_size(max_size)
     need_tables(train, dev)
     need(begin)

@@ -27,6 +27,7 @@ from lsp.arguments import (
 )
 from lsp.cli.app import app, data, need_text, report
 from lsp.launch import launched
+from lsp.recipe import together
 
 
 @app.command(short_help="The whole story on this machine in minutes, with no download.")
@@ -163,6 +164,7 @@ def pretrain(
     seconds = parse_duration(budget)
     # The default number of steps gives way to a budget; one that was asked for does not.
     plan = recipe.load(recipe.Pretrain, recipe_file, changes, recipe.ENDLESS if seconds else None)
+    together.pretrain(changes, teacher is not None)
     need_text(*data, out=out)
     need_text(*valid, out=out, option="--valid")
     need(begin, tokenizer, teacher)

@@ -1,5 +1,6 @@
 """Commands that look: at a run, at what one would take, at this machine."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -143,6 +144,9 @@ def report_page(
     are for the first run.
     """
     size = parse_size(max_size)
+    for option, limit in (("--max-drop", max_drop), ("--min-speedup", min_speedup)):
+        if limit is not None and not math.isfinite(limit):
+            raise LspError(f"{option} {limit} is no number.", hint=f"Write it as in {option} 1.5.")
     need(*runs)
     if out is not None:
         need(out.parent, code=Exit.USAGE)

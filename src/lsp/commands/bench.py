@@ -58,6 +58,10 @@ def run(
             "compared here, and no time by itself"
         )
     models = _models(list({path.resolve(): path for path in runs}.values()), progress)
+    most = min(model.max_length for model in models)
+    for length in shapes.lengths:
+        if length > most:
+            progress.say(f"--length {length}: {most} tokens are the most that are read here, and are timed instead")
     examples, texts_from = _examples(models, texts)
     cases = bench.cases(models, shapes, examples)
     tables, compiling = _measured(models, cases, limits, progress)

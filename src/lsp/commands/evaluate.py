@@ -195,11 +195,15 @@ def _gate(text: str) -> tuple[str, float]:
 
 
 def _refuse_unknown(wanted: Sequence[tuple[str, float]], known: Sequence[str]) -> None:
-    """Raises LspError (exit 2) for a gate on a metric that there is not."""
-    for name, _ in wanted:
-        if name not in known:
-            hint = f"There are: {', '.join(known)}."
-            raise LspError(f"--min {name}: no such metric.{nearest(name, known)}", hint=hint)
+    """Raises LspError (exit 2) for a gate on no metric of these, on a loss, or on more than a metric can be."""
+    judged = [name for name in known if not name.endswith("loss")]
+    for name, least in wanted:
+        if name not in judged:
+            why = "a loss is better where it is lower" if name in known else "no such metric"
+            hint = f"There are: {', '.join(judged)}."
+            raise LspError(f"--min {name}: {why}.{'' if name in known else nearest(name, judged)}", hint=hint)
+        if not least <= 1:
+            raise LspError(f"--min {name}={least:g}: {name} is 1 at most.", hint=f"Write it as in --min {name}=0.9.")
 
 
 def _judged(name: str, minimum: float, found: dict[str, float]) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 then trained."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsp import LspError, checkpoint, directory, timing
+from lsp import Exit, LspError, checkpoint, directory, timing
 from lsp import recipe as recipes
 from lsp.compress import latency, structure, width
 from lsp.compress.depth import with_layers
+from lsp.compress.importance import sizes
 from lsp.compress.prune import pruned
 from lsp.compress.quantize import limited, nearest, quantize
 from lsp.compress.recover import Stage, claimed
@@ -98,7 +100,7 @@ def _smaller(
 ) -> tuple[structure.Model, list[int]]:
     """The model without what was chosen, now or by the run that goes on, and the rest of it fitted; and which layers
     those are."""
-    chosen = _recorded(record)
+    chosen = _recorded(record, whole[0])
     if chosen is None:
         chosen = structure.choose(whole, examples, rows, wish, progress)
         _record(record, chosen)
@@ -137,10 +139,19 @@ def _record(path: Path, chosen: structure.Chosen) -> None:
     directory.write_atomically(path, json.dumps(record) + "\n")
 
 
-def _recorded(path: Path) -> structure.Chosen | None:
+def _recorded(path: Path, config: ModelConfig) -> structure.Chosen | None:
+    """What was chosen before, of a model of this shape. Raises LspError (exit 4) where that can't be."""
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    kept = {(each["layer"], each["block"]): np.array(each["kept"], np.int64) for each in found["blocks"]}
-    wide = {name: np.array(each, np.int64) for name, each in found.get("channels", {}).items()}
-    return structure.Chosen(found["layers"], kept, found["speedup"], width.Channels(**wide) if wide else None)
+    try:
+        found = json.loads(path.read_bytes())
+        kept = {(each["layer"], each["block"]): np.array(each["kept"], np.int64) for each in found["blocks"]}
+        wide = {name: np.array(each, np.int64) for name, each in found.get("channels", {}).items()}
+        chosen = structure.Chosen(found["layers"], kept, found["speedup"], width.Channels(**wide) if wide else None)
+        there = sizes(replace(config, layers=tuple(config.layers[number] for number in chosen.layers)))
+        whole = kept.keys() == there.keys() and all({*kept[each].tolist()} <= {*range(there[each])} for each in there)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise LspError(f"{path} is damaged.", hint="Add --overwrite to start this run over.", code=Exit.ARTIFACT)
+    return chosen

@@ -82,6 +82,17 @@ def run(
         )
 
 
+def _kept(path: Path, model: checkpoint.Checkpoint, metric: str) -> dict[str, Any] | None:
+    """What was measured of this very model, or None: what is damaged is measured again."""
+    try:
+        found = json.loads(path.read_bytes())
+        numbers = found["speedup"], found["metrics"][metric]
+        whole = found["self"] == model.manifest["self"] and all(isinstance(each, float) for each in numbers)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return found if whole else None
+
+
 def _check(base: checkpoint.Checkpoint, chain: recipes.Chain) -> None:
     """Raises LspError (exit 2) where a chain can't begin with this model."""
     if chain.int8 != "none" and any_quantized(base.params):
@@ -288,15 +299,14 @@ class _Trial:
     def _measured(self, run: Path, shape: Shape | None, trained: bool) -> Tried:
         """From disk where it was measured before, so that a search that goes on decides as it did."""
         kept = self.place / f"{run.name}.json"
-        model = checkpoint.open(run)
-        found = json.loads(kept.read_text()) if kept.exists() else None
-        if found is None or found["self"] != model.manifest["self"]:
+        model, metric = checkpoint.open(run), FIRST[self.base.config.problem]
+        found = _kept(kept, model, metric)
+        if found is None:
             texts = apart.Texts(str(self.files.dev), self.files.columns, self.recipe.data.sequence_length, MOST)
             speed = apart.speedup(run, self.base.path, texts)
             found = {"self": model.manifest["self"], "speedup": speed, "metrics": self.scored(model).metrics}
             self.place.mkdir(exist_ok=True)
             directory.write_atomically(kept, json.dumps(found) + "\n")
-        metric = FIRST[self.base.config.problem]
         drop = 100 * (self.before().metrics[metric] - found["metrics"][metric])
         shape = shape and dataclasses.replace(shape, spelt=_spelt(model))
         encoder = next(part.bytes for part in parts.of_run(model) if part.part == "encoder")

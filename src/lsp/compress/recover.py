@@ -35,6 +35,11 @@ def _lost(params: Any) -> str:
     return "what this model was calibrated by is lost" if calibrated else ""
 
 
+def _uncalibrated(applied: dict[str, Any]) -> dict[str, Any]:
+    """Of a stage of quantising what is left when the rest is lost."""
+    return {name: value for name, value in applied.items() if name in ("stage", "bits", "float")}
+
+
 @contextmanager
 def claimed(
     runs: Mapping[str, Path], out: Path, recipe: recipes.Prune, files: labelled.Files, options: Options
@@ -133,6 +138,9 @@ class Stage(NamedTuple):
     ) -> dict[str, Any]:
         """The run sealed, and its result: what training `made`, and the model, that scores `last`, beside the one that
         it was. `after` is what else there is to say of it, `applied` what the manifest says was done."""
+        before = self.base.manifest["compression"]
+        if _lost(self.base.params) and not _lost(model.params):
+            before = [_uncalibrated(each) if each["stage"] == "quantize" else each for each in before]
         first = Classifier(self.base.config).score(self.base.params, self.sets.dev)
         compared = {
             "metrics": last.metrics,
@@ -146,7 +154,7 @@ class Stage(NamedTuple):
             stage="prune",
             step=made["step"],
             metrics=last.metrics,
-            compression=[*self.base.manifest["compression"], {"stage": "prune"} | applied],
+            compression=[*before, {"stage": "prune"} | applied],
             parents=[self.held.inputs[name] for name in ("from", "teacher") if name in self.held.inputs],
             result=made | compared,
         )

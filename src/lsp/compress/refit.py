@@ -26,6 +26,7 @@ from lsp.model.encoder import EncoderLayer, Turn, graphdef
 Tree = Any
 # Added to the mean square of each value of a block, as a share of their mean: the solution stays near what was there.
 DAMPING = 1e-2
+LEAST = 1e-30
 
 
 class Half(NamedTuple):
@@ -135,7 +136,8 @@ def changed(params: Tree, at: Block, gram: np.ndarray, answer: np.ndarray, spars
 
 def solved(gram: np.ndarray, answer: np.ndarray, there: np.ndarray) -> np.ndarray:
     """The change [M, K] that the damped normal equations ask for, float64: 0 where not `there`, bool [M, K]."""
-    damped = gram + np.diag(np.full(len(gram), DAMPING * np.diag(gram).mean()))
+    # What never varies, as all does where a single channel stays, is to be solved too: it has nothing to change.
+    damped = gram + np.diag(np.full(len(gram), max(DAMPING * np.diag(gram).mean(), LEAST)))
     if there.all():
         return np.linalg.solve(damped, answer)
     change = np.zeros_like(answer)

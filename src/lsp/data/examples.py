@@ -58,7 +58,8 @@ class Examples:
         seconds: list[int] = []
         too_long: list[bool] = []
         for texts in zip(*encoded, strict=True):
-            sizes = pairs.fitting([len(each) for each in texts], room)
+            sizes = [len(each) for each in texts]
+            sizes = pairs.fitting(sizes, room, odd=int(sizes[0] <= sizes[-1]))  # as Hugging Face's tokenizers have it
             too_long.append(sum(sizes) < sum(map(len, texts)))
             ended = [part for each, n, end in zip(texts, sizes, ends, strict=True) for part in (each[:n], end)]
             self.tokens.append(np.concatenate([[CLS], *ended]).astype(np.int32))

@@ -138,10 +138,11 @@ def parted(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return tokens, types.astype(np.int32), np.where(rows[:, 0] == CLS, NEXT, RANDOM).astype(np.int32)
 
 
-def fitting(sizes: list[int], room: int) -> list[int]:
-    """Sizes that fit into `room` together, the longer of two cut first."""
+def fitting(sizes: list[int], room: int, odd: int = 0) -> list[int]:
+    """Sizes that fit into `room` together, the longer of two cut first. Where both are, and the room is odd, the text
+    number `odd` has one token more: BERT's pretraining gives it to the first."""
     if sum(sizes) <= room or len(sizes) == 1:
         return [min(sizes[0], room), *sizes[1:]]
-    half = room // 2
-    first = min(sizes[0], max(room - half, room - sizes[1]))
+    half = room // 2 + (room % 2 if odd == 0 else 0)
+    first = min(sizes[0], max(half, room - sizes[1]))
     return [first, min(sizes[1], room - first)]

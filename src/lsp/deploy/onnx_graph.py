@@ -170,31 +170,39 @@ class _Model:
         return graph.linear(graph("Mul", gate, graph.linear(x, part["up"])), part["down"])
 
     def lstm(self, x: str, part: Tree, number: int) -> str:
-        """[M, D] → [M, D], by an operator that has float32 products only: int8 kernels are multiplied out before."""
+        """[M, D] → [M, D], by an operator that has float32 products only: int8 kernels are multiplied out before.
+
+        Backward is forward through texts that are turned round within their lengths: the operator's own second
+        direction needs `sequence_lens`, which OpenVINO passes over, and so begins in the padding.
+        """
         graph, size = self.graph, self.config.layers[number].head_size
         bias_ZN = _gates(floats(part["below"]["bias"]), size)[..., 0]
-        around = [self.directions(part[name]["kernel"], size) for name in ("forward", "backward")]
-        lengths = graph("Cast", graph("ReduceSum", MASK, ints(1), keepdims=0), to=TensorProto.INT32)
-        y_TZBS = graph(
-            "LSTM",
-            graph("Transpose", self.by_row(x), perm=[1, 0, 2]),
-            self.directions(part["below"]["kernel"], size),
-            graph("Concat", *around, axis=0),
-            np.concatenate([bias_ZN, np.zeros_like(bias_ZN)], axis=1),
-            lengths,
-            hidden_size=size,
-            direction="bidirectional",
-        )
-        return graph("Reshape", graph("Transpose", y_TZBS, perm=[2, 0, 1, 3]), ints(-1, self.config.width))
+        lengths = graph("ReduceSum", MASK, ints(1), keepdims=0)
+        x_TBD = graph("Transpose", self.by_row(x), perm=[1, 0, 2])
+        turn = {"batch_axis": 1, "time_axis": 0}
+        ways = []
+        for way, name in enumerate(("forward", "backward")):
+            y_T1BS = graph(
+                "LSTM",
+                graph("ReverseSequence", x_TBD, lengths, **turn) if way else x_TBD,
+                self.direction(part["below"]["kernel"], size, way),
+                self.direction(part[name]["kernel"], size, 0),
+                np.concatenate([bias_ZN[[way]], np.zeros_like(bias_ZN[[way]])], axis=1),
+                hidden_size=size,
+            )
+            y_TBS = graph("Squeeze", y_T1BS, ints(1))
+            ways.append(graph("ReverseSequence", y_TBS, lengths, **turn) if way else y_TBS)
+        y_BTD = graph("Transpose", graph("Concat", *ways, axis=-1), perm=[1, 0, 2])
+        return graph("Reshape", y_BTD, ints(-1, self.config.width))
 
-    def directions(self, kernel: Any, size: int) -> Any:
-        """A kernel of ours [K, Z·G·S] as ONNX has it: [Z, G·S, K]."""
+    def direction(self, kernel: Any, size: int, way: int) -> Any:
+        """One direction of a kernel of ours [K, Z·G·S] as ONNX has it: [1, G·S, K]."""
         if not isinstance(kernel, Int8):
-            return _gates(floats(kernel), size)
+            return _gates(floats(kernel), size)[[way]]
         if kernel.factor is not None:
-            return _gates(floats(kernel.dequantize()), size)
-        rows = self.graph("Cast", _gates(kernel.q, size), to=TensorProto.FLOAT)
-        return self.graph("Mul", rows, _gates(kernel.scale, size))
+            return _gates(floats(kernel.dequantize()), size)[[way]]
+        rows = self.graph("Cast", _gates(kernel.q, size)[[way]], to=TensorProto.FLOAT)
+        return self.graph("Mul", rows, _gates(kernel.scale, size)[[way]])
 
     def is_last(self, number: int) -> bool:
         """Whether a layer has only the first tokens to answer for."""

@@ -3,10 +3,7 @@ help, and `docs/recipes.md` is printed from here.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
-
-from lsp import LspError
 
 Remat = Literal["auto", "none", "dots", "full"]
 
@@ -168,13 +165,6 @@ class Pruning:
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
 
 
-PRUNES = {  # the keys that each `what` reads, besides those that all do
-    "weights": ("sparsity", "score", "block", "scope", "pattern", "begin", "end", "every", "hidden"),
-    "structure": ("speedup", "int8", "depth", "channels", "sample", "shape", "hidden"),
-    "vocabulary": ("pieces",),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Chain:
     vocabulary: bool = key(True, "pieces that the training examples do not have are removed")
@@ -215,22 +205,6 @@ class Quantization:
         ours = {name: getattr(self, name) for name in ("method", "group", "smooth", "rounding")}
         ours |= {"calibration": self.calibration} if self.method == "static" else {}
         return {"stage": "quantize", "bits": self.bits} | {n: v for n, v in ours.items() if v != getattr(plain, n)}
-
-    def check(self) -> None:
-        """Raises LspError (exit 2) for settings that say nothing together."""
-        plain = Quantization()
-        if self.method != "weights" and (self.bits != 8 or self.group):
-            raise LspError(f"quantize.bits and quantize.group are for weights alone, and the method is {self.method}.", hint="Add --method weights, or leave them out.")
-        if self.method == "trained" and (self.smooth or self.rounding != "nearest"):
-            raise LspError("quantize.smooth and quantize.rounding are for a model that is not trained.", hint="Leave them out, or leave out --method trained.")
-        if self.method != "static" and self.calibration != "percentile":
-            raise LspError(f"quantize.calibration is for static scales, and the method is {self.method}.", hint="Add --method static, or leave it out.")
-        if (self.method == "trained" or not self.calibrates) and self.sample != plain.sample:
-            raise LspError("quantize.sample is of the examples that calibrate, and nothing does.", hint="Add --method static, or leave it out.")
-        if self.method != "trained" and self.hard:
-            raise LspError(f"quantize.hard is for training, and the method is {self.method}.", hint="Add --method trained, or leave it out.")
-        if self.method == "weights" and self.smooth:
-            raise LspError("quantize.smooth is for activations, which --method weights leaves float.", hint="Leave quantize.smooth out.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,29 +285,6 @@ class Prune:
     train: Train = Train(epochs=1.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
 
-    def check(self, changes: Sequence[str] = ()) -> None:
-        """Raises LspError (exit 2) for settings that say nothing together. What `changes`, KEY=VALUE, name was asked
-        for even where it is as it would be anyway."""
-        plain, named = Pruning(), {change.partition("=")[0].strip() for change in changes}
-        for what, keys in PRUNES.items():
-            for key in keys:
-                asked = getattr(self.prune, key) != getattr(plain, key) or f"prune.{key}" in named
-                if asked and key not in PRUNES[self.prune.what]:
-                    raise LspError(f"prune.{key} is for prune.what = {what}, and that is {self.prune.what}.", hint=f"Add --set prune.what={what}, or leave prune.{key} out.")
-        if self.prune.what != "weights":
-            return
-        if self.prune.score != "fisher" and self.prune.block != plain.block:
-            raise LspError(f"prune.block is for prune.score = fisher, and that is {self.prune.score}.", hint="Leave it out, or add --set prune.score=fisher.")
-        if self.prune.pattern and self.prune.sparsity != plain.sparsity:
-            raise LspError("prune.pattern and prune.sparsity both say how many weights go.", hint="Leave one of them out.")
-        if self.prune.begin > self.prune.end:
-            raise LspError(f"prune.begin = {self.prune.begin} is after prune.end = {self.prune.end}.", hint="Lower prune.begin.")
-        if not self.train.steps and not self.train.epochs:
-            raise LspError("Weights are pruned while training goes on, and train.epochs is 0.", hint="Leave it out.")
-        for key in ("best", "patience", "average"):
-            if getattr(self.train, key):
-                raise LspError(f"train.{key} might finish with weights from before all zeros were there.", hint="Leave it out, or prune structure.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
@@ -346,13 +297,6 @@ class Distill:
     train: Train = Train(epochs=3.0, learning_rate=5e-4, beta2=0.999)
     mesh: Mesh = Mesh()
 
-    def check(self) -> None:
-        """Raises LspError (exit 2) for settings that say nothing together."""
-        plain = Distillation()
-        for key, reader in (("match", "hidden"), ("relation_layer", "relations")):
-            if getattr(self.distill, key) != getattr(plain, key) and not getattr(self.distill, reader):
-                raise LspError(f"distill.{key} is for distill.{reader}, which is 0.", hint=f"Add --set distill.{reader}=1, or leave it out.")
-
 
 @dataclasses.dataclass(frozen=True)
 class Search:
@@ -364,16 +308,6 @@ class Search:
     data: Labelled = Labelled()
     train: Train = Train(epochs=2.0, learning_rate=1e-4, beta2=0.999, spike=0.0)
     mesh: Mesh = Mesh()
-
-    def check(self) -> None:
-        """Raises LspError (exit 2) for settings that say nothing together."""
-        for name, plain in (("speedup", 1), ("channels", 0), ("shape", "")):
-            if getattr(self.chain, name) != plain and not self.chain.depth:
-                raise LspError(f"chain.{name} is for the one chain of chain.depth, which is not there: a search tries several.", hint=f"Give chain.depth too, or leave chain.{name} out.")
-        if self.chain.pieces and not self.chain.vocabulary:
-            raise LspError("chain.pieces says how many pieces stay, and chain.vocabulary = false that all do.", hint="Leave one of them out.")
-        if self.chain.through and not self.chain.shape:
-            raise LspError("chain.through is half-way to chain.shape, which is not there.", hint="Give chain.shape too, or leave chain.through out.")
 
 
 ENDLESS = Pretrain(train=Train())  # no number of steps: a budget of time ends it

@@ -4,7 +4,8 @@
     RUN/blackbox/00001234/arrays.npz  the batch, and the parameters that the step began with
 
 The state is still in memory when the host hears of a refused step, so nothing is kept for it while all goes well. A box
-is as large as the parameters; the newest three stay.
+is as large as the parameters; the newest three stay. A loss that reads more than a box can hold, a teacher say, has
+no arrays there.
 """
 
 import dataclasses
@@ -51,27 +52,29 @@ class Box:
 
 
 def write(run: Path, refused: Refused, params: Any, plan: "Plan", warn: Callable[[str], None]) -> str:
-    """Keeps a refused step in `run`/blackbox; the command that replays it, or nothing where the disk did not take it.
+    """Keeps a refused step in `run`/blackbox; the command that replays it, or where its loss reads more than a box
+    holds, what it trained on; nothing where the disk did not take it.
 
     `params` are those that the step began with. All processes come here, and the first one writes.
     """
-    host = meshes.gathered(params)
+    host, replays = meshes.gathered(params), plan.objective.loss.__name__ in REPLAYED
     place = run / "blackbox" / f"{refused.step + 1:08d}"
     if processes.first():
         try:
-            _write(place, refused, host, plan)
+            _write(place, refused, host, plan, replays)
         except OSError as error:
             warn(f"the black box of step {refused.step + 1} could not be written: {error}")
             return ""
-    return f"Replay it: lsp replay {place}"
+    return f"Replay it: lsp replay {place}" if replays else f"What it read is in {place / 'box.json'}."
 
 
-def _write(place: Path, refused: Refused, params: Any, plan: "Plan") -> None:
+def _write(place: Path, refused: Refused, params: Any, plan: "Plan", replays: bool) -> None:
     work = place.with_name("tmp")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    arrays: dict[str, Any] = {f"batch/{name}": array for name, array in refused.batch.items()}
-    np.savez(work / "arrays.npz", **arrays, **{f"params/{name}": leaf for name, leaf in _named(params).items()})
+    if replays:
+        arrays: dict[str, Any] = {f"batch/{name}": array for name, array in refused.batch.items()}
+        np.savez(work / "arrays.npz", **arrays, **{f"params/{name}": leaf for name, leaf in _named(params).items()})
     facts = {
         "format": FORMAT,
         "lsp": __version__,
@@ -86,7 +89,7 @@ def _write(place: Path, refused: Refused, params: Any, plan: "Plan") -> None:
         "devices": jax.device_count(),
         "rows": np.asarray(plan.rows(refused.step)).tolist() if plan.rows else None,
         "texts": [plan.decode(row) for row in original(refused.batch).tolist()] if plan.decode else None,
-        "sha256": manifest.sha256(work / "arrays.npz"),
+        "sha256": manifest.sha256(work / "arrays.npz") if replays else None,
     }
     # Everything that is not ASCII is escaped: these texts are what a trainer stumbled over.
     (work / "box.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -103,14 +106,14 @@ def read(place: Path) -> Box:
         facts = json.loads((place / "box.json").read_bytes())
         if facts["format"] > FORMAT:
             raise manifest.from_the_future(place / "box.json")
-        if facts["sha256"] != manifest.sha256(place / "arrays.npz"):
-            raise ValueError
         if facts["objective"] not in REPLAYED:
             raise LspError(
                 f"The loss of {place} is {facts['objective']!r}, which needs more than a box holds: a teacher, or "
                 "[adapt].",
                 hint="Its texts are in box.json.",
             )
+        if facts["sha256"] != manifest.sha256(place / "arrays.npz"):
+            raise ValueError
         config = ModelConfig.from_dict(facts["model"])
         train, mesh = recipes.Train(**facts["train"]), recipes.Mesh(**facts["mesh"])
         with np.load(place / "arrays.npz", allow_pickle=False) as arrays:
