@@ -324,6 +324,8 @@ def test_nothing_is_written_over_or_into_a_run(
     assert shown(capsys, str(runs / "int8"))["status"] == "already complete"
     code, said = fails(capsys, str(runs / "best"), "--out", first["out"])
     assert code == Exit.USAGE and "is there already." in said and "--overwrite" in said
+    assert cli.main(["report", str(runs / "int8"), "--out", first["out"], "--max-size", "1kB"]) == Exit.NO
+    assert "is kept" in capsys.readouterr().err, "a gate is judged whatever becomes of the page"
     assert Path(first["out"]).read_bytes() == body
     mine = runs / "mine.html"
     mine.write_text("mine")

@@ -20,9 +20,7 @@ def run(start: Path, out: Path, recipe: recipes.Prune, files: labelled.Files, op
         stage = Stage.begun(held, start, recipe, files, options)
         base, sets = stage.base, stage.sets
         if not recipe.prune.pattern and (there := prune.sparsity(base.params)) >= recipe.prune.sparsity:
-            options.progress.warn(
-                f"{there:.0%} of these weights are zero already: what is trained loses no more of them"
-            )
+            options.progress.warn(f"{there:.0%} of these weights are zero already, so that prune.sparsity takes none")
         sets.train.wanted = answers(base, sets.train, options.progress)
         fitted = stage.fit(stage.config, stage.floats(base.params), base, prune.gradual(recipe.prune, stage.steps))
         params = stage.formed(fitted.params)

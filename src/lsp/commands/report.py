@@ -37,7 +37,11 @@ def run(
     if target.exists() and target.read_text(encoding="utf-8", errors="replace") == body:
         return result | {"status": "already complete"}
     if target.exists() and not overwrite:
-        raise LspError(f"{target} is there already.", hint="Give another --out, or add --overwrite.")
+        hint = "Give another --out, or add --overwrite."
+        if all(gate["passed"] for gate in result["gates"]):
+            raise LspError(f"{target} is there already.", hint=hint)
+        progress.warn(f"{target} is there already, and is kept. {hint}")  # what was missed counts for more
+        return result | {"status": "kept"}
     directory.write_atomically(target, body)
     return result
 
