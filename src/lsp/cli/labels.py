@@ -145,6 +145,17 @@ def labelled_files(
     return train, dev, columns, None
 
 
+def task_files(
+    data: Path, task: str, columns: tuple[tuple[str, ...], str]
+) -> tuple[list[Path], tuple[tuple[str, ...], str]]:
+    """The files to measure on of a task, whose folder or file `data` is, and their columns."""
+    known = glue.task(task)
+    if columns != ((), ""):
+        raise LspError("--task knows the columns itself.", hint="Leave --text-column and --label-column out.")
+    files = [glue.split(data, name) for name in known.dev] if data.is_dir() else [data]
+    return files, (known.texts, known.label)
+
+
 @app.command(short_help="Metrics on labelled examples, and a gate for CI.")
 def evaluate(
     *,
@@ -192,15 +203,10 @@ def evaluate(
     """
     if bad := next((gate for gate in gates if not GATE.fullmatch(gate)), None):
         raise LspError(f"--min {bad} is not METRIC=VALUE.", hint="Write it as in --min accuracy=0.9.")
-    columns = (tuple(text_column), label_column)
     need(data, code=Exit.DATA)
-    files = [data]
+    files, columns = [data], (tuple(text_column), label_column)
     if task:
-        known = glue.task(task)
-        if columns != ((), ""):
-            raise LspError("--task knows the columns itself.", hint="Leave --text-column and --label-column out.")
-        columns = (known.texts, known.label)
-        files = [glue.split(data, name) for name in known.dev] if data.is_dir() else files
+        files, columns = task_files(data, task, columns)
     need(begin)
     if errors is not None:
         need(errors.parent, code=Exit.USAGE)
