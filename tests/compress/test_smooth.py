@@ -48,6 +48,9 @@ def test_channels_that_are_never_there_are_left_alone() -> None:
     factor = smooth.factors(np.abs(x).max(0), w, 0.5)
     assert factor[3] == factor[5] == 1
     assert (smooth.factors(np.zeros(32, np.float32), w, 0.5) == 1).all()
+    largest = np.ones(32, np.float32)
+    largest[3] = 1e-9  # in the sample
+    assert smooth.factors(largest, np.ones((32, 8), np.float32), 0.5).tolist() == [1.0] * 3 + [8.0] + [1.0] * 28
 
 
 def test_a_loud_channel_costs_less_when_smoothed() -> None:

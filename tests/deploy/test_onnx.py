@@ -325,6 +325,19 @@ def test_answers_that_depend_on_the_batch_do_not_count(
     assert error.value.code == Exit.NO
 
 
+def test_what_static_limits_cut_off_does_not_excuse_another_answer(words: SentencePiece, tmp_path: Path) -> None:
+    model = made(words, "modern", **CLS)
+    asked = recipe.load(recipe.Quantize, None, ["quantize.method=static"]).quantize
+    sample = Examples(Table([("a b",)] * 4, [], ("a", "b", "c")), words, 32)  # which random texts go far beyond
+    small = model._replace(params=quantize(model.params, calibrated.maker(asked, model.config, model.params, sample)))
+    head = small.params["classifier"]
+    largest = np.abs(parity.answerer(small.config, small.params)(*parity.texts(small))).max()
+    wrong = head | {"bias": head["bias"] + np.float32(0.5 * largest)}
+    exported.write(small._replace(params=small.params | {"classifier": wrong}), tmp_path)
+    with pytest.raises(LspError, match="differ by up to"):
+        parity.refuse(tmp_path, parity.compare(exported.answerer(tmp_path), small))
+
+
 def test_an_int8_model_may_differ_more_from_another_program_than_from_itself_in_company(tmp_path: Path) -> None:
     found = {"largest_difference": 0.3, "batch_difference": 0.09, "allowed": 0.4, "batch_allowed": 0.1, "flips": 0}
     parity.refuse(tmp_path, found | {"lengths": [2]})

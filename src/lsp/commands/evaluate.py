@@ -51,6 +51,7 @@ def run(
     examples = how.examples(table)
     progress.say(f"evaluating {len(examples)} examples")
     scores = score(examples)
+    scores.expect_numbers(str(start))
     found = dict(scores.metrics)
     for other, prefix in zip(data[1:], sets[1:], strict=True):
         also = score(labelled.read(other, columns, names, how)).metrics

@@ -9,11 +9,14 @@ Dimensions: K channels that enter the matrix, N that leave it.
 
 import numpy as np
 
+LOUDER = 8
+
 
 def factors(largest_K: np.ndarray, w_KN: np.ndarray, alpha: float) -> np.ndarray:
     """float32 [K]: what to multiply the input by, and to divide the rows of the matrix by, from the largest magnitude
     of each input channel: max|w_k|^(1 - alpha) / max|x_k|^alpha, relative to that of the median channel, and 1 for
-    channels that are always zero on either side.
+    channels that are always zero on either side. No channel grows more than `LOUDER` times: one that a sample hardly
+    has would drown all others in a text that has it.
 
     The nearest powers of two are taken: multiplying by them rounds nothing, so that the float product stays the same
     to the last bit.
@@ -26,5 +29,5 @@ def factors(largest_K: np.ndarray, w_KN: np.ndarray, alpha: float) -> np.ndarray
         largest_K[there_K], dtype=np.float64
     )
     factor_K = np.ones(len(rows_K), np.float32)
-    factor_K[there_K] = np.exp2(np.round(wanted - np.median(wanted)))
+    factor_K[there_K] = np.minimum(np.exp2(np.round(wanted - np.median(wanted))), LOUDER)
     return factor_K

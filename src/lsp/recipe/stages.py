@@ -160,7 +160,7 @@ class Pruning:
     channels: int = key(0, "channels of the hidden width to keep, everywhere the same; 0 means all (`structure`)")
     sample: int = key(2048, "training examples by which channels, heads and units are judged and what stays is fitted (`structure`)")
     shape: str = key("", "what each layer keeps, `12+672 11+384 …` heads and feed-forward units, instead of what `speedup` makes of it (`structure`)")
-    pieces: int = key(0, "pieces to keep at most, besides special ones and single characters; 0 means all that the training examples have (`vocabulary`)")
+    pieces: int = key(0, "pieces to keep at most, the commonest, [CLS] and [SEP] among them; other special ones and single characters stay besides; 0 means all that the training examples have (`vocabulary`)")
     hidden: float = key(0.0, "weight of being as before inside too, in the training that recovers: the states behind each layer, as the share of their square that is missed; the whole model then runs in every step; 0 means answers alone (`weights`, `structure`)")
     hard: float = key(0.0, "weight of the labels in the training that recovers, 0 to 1; answering as before has the rest")
 

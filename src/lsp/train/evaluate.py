@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from lsp import interrupt
+from lsp import Exit, LspError, interrupt
 from lsp.data.examples import Examples, places, shared, width_for
 from lsp.model.config import ModelConfig
 from lsp.model.encoder import Model, compiler_options, graphdef
@@ -25,6 +25,16 @@ class Scores:
     metrics: dict[str, float]
     logits: np.ndarray
     examples_per_second: float
+
+    def expect_numbers(self, model: str) -> None:
+        """Raises LspError (exit 4) where an answer is NaN or infinite: its largest class would be any, and no gate
+        may pass by that."""
+        if bad := int((~np.isfinite(self.logits)).any(axis=1).sum()):
+            raise LspError(
+                f"{model} answers {bad:,} of {len(self.logits):,} texts with what is no number.",
+                hint="Its parameters are too large or damaged: make it again.",
+                code=Exit.ARTIFACT,
+            )
 
     def summary(self) -> dict[str, Any]:
         return {"metrics": self.metrics, "examples_per_second": self.examples_per_second}
