@@ -50,12 +50,11 @@ def run(
     labelled.remark(table, data[0], progress)
     examples = how.examples(table)
     progress.say(f"evaluating {len(examples)} examples")
-    scores = score(examples)
-    scores.expect_numbers(str(start))
+    scores = score(examples).expect_numbers(str(start))
     found = dict(scores.metrics)
     for other, prefix in zip(data[1:], sets[1:], strict=True):
-        also = score(labelled.read(other, columns, names, how)).metrics
-        found |= {prefix + name: value for name, value in also.items()}
+        also = score(labelled.read(other, columns, names, how)).expect_numbers(str(start))
+        found |= {prefix + name: value for name, value in also.metrics.items()}
     problem, logits, labels = how.problem, scores.logits, examples.labels
     if errors is not None:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in wrong(table, problem, logits, labels)]

@@ -26,15 +26,16 @@ class Scores:
     logits: np.ndarray
     examples_per_second: float
 
-    def expect_numbers(self, model: str) -> None:
-        """Raises LspError (exit 4) where an answer is NaN or infinite: its largest class would be any, and no gate
-        may pass by that."""
+    def expect_numbers(self, model: str) -> "Scores":
+        """Itself. Raises LspError (exit 4) where an answer is NaN or infinite: its largest class would be any, and no
+        gate may pass by that."""
         if bad := int((~np.isfinite(self.logits)).any(axis=1).sum()):
             raise LspError(
                 f"{model} answers {bad:,} of {len(self.logits):,} texts with what is no number.",
                 hint="Its parameters are too large or damaged: make it again.",
                 code=Exit.ARTIFACT,
             )
+        return self
 
     def summary(self) -> dict[str, Any]:
         return {"metrics": self.metrics, "examples_per_second": self.examples_per_second}
