@@ -65,7 +65,7 @@ def multi_label(logits_NC: np.ndarray, marks_NC: np.ndarray) -> dict[str, float]
     f1_C = np.divide(2 * both_C, sum_C, out=np.zeros(len(sum_C)), where=sum_C > 0)
     return {
         "accuracy": float((guesses == marks).all(1).mean()),
-        "f1": float(2 * both_C.sum() / max(1, sum_C.sum())),
+        "f1": float(2 * both_C.sum() / max(1, int(sum_C.sum()))),
         "macro_f1": float(f1_C.mean()),
         "loss": float((np.logaddexp(0, logits) - logits * marks).mean()),
     }
