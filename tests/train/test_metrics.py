@@ -129,3 +129,18 @@ def test_several_classes_are_scored_as_scikit_learn_does() -> None:
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(marks, guesses))
     assert found["f1"] == pytest.approx(sk.f1_score(marks, guesses, average="micro"))
     assert found["macro_f1"] == pytest.approx(sk.f1_score(marks, guesses, average="macro"))
+
+
+def test_the_metrics_of_drawn_examples_are_those_of_the_rows_themselves() -> None:
+    """Several classes are counted by how often an example came; here each is laid out as often as it came."""
+    random = np.random.default_rng(0)
+    logits, marks = random.normal(size=(50, 4)).astype(np.float32), (random.random((50, 4)) < 0.3).astype(np.float32)
+    of = metrics.again("multi_label", logits, marks)
+    for size in (50, 7):
+        rows = random.integers(0, 50, size)
+        wanted = metrics.multi_label(logits[rows], marks[rows])
+        assert of(rows) == pytest.approx({name: wanted[name] for name in ("accuracy", "f1", "macro_f1")}, rel=1e-12)
+    numbers = random.normal(size=50)
+    assert metrics.again("regression", logits[:, :1], numbers)(rows) == metrics.regression(
+        logits[rows, 0], numbers[rows]
+    )

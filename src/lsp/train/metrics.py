@@ -1,6 +1,6 @@
 """Numbers about a model: sums that are divided once, and the metrics of a classifier, in NumPy."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,15 +60,25 @@ def by_class(logits_NC: np.ndarray, marks_NC: np.ndarray, names: Sequence[str]) 
 def multi_label(logits_NC: np.ndarray, marks_NC: np.ndarray) -> dict[str, float]:
     """Of examples with several classes: accuracy (every class right), F1 over all marks together and as the mean over
     classes, and cross-entropy in nats, the mean over examples and classes. A class is there where its logit is > 0."""
-    logits, guesses, marks = logits_NC.astype(np.float64), logits_NC > 0, marks_NC > 0.5
-    both_C, sum_C = (guesses & marks).sum(0), guesses.sum(0) + marks.sum(0)
+    logits, marks = logits_NC.astype(np.float64), marks_NC > 0.5
+    loss = float((np.logaddexp(0, logits) - logits * marks).mean())
+    return _of_sums(_summed(logits_NC, marks_NC).sum(0), len(logits)) | {"loss": loss}
+
+
+def _summed(logits_NC: np.ndarray, marks_NC: np.ndarray) -> np.ndarray:
+    """What the metrics of examples with several classes, but for the loss, are functions of the sums of: float32
+    [N, 1 + 2·C], whether an example is all right; its marks that are right, by class; and guesses and marks together.
+    Sums of fewer than 2^24 are exact."""
+    guesses, marks = logits_NC > 0, marks_NC > 0.5
+    columns = (guesses == marks).all(1, keepdims=True), guesses & marks, guesses.astype(np.int8) + marks
+    return np.concatenate(columns, 1, dtype=np.float32)
+
+
+def _of_sums(sums_F: np.ndarray, examples: int) -> dict[str, float]:
+    right, (both_C, sum_C) = float(sums_F[0]), np.split(sums_F[1:].astype(np.float64), 2)
     f1_C = np.divide(2 * both_C, sum_C, out=np.zeros(len(sum_C)), where=sum_C > 0)
-    return {
-        "accuracy": float((guesses == marks).all(1).mean()),
-        "f1": float(2 * both_C.sum() / max(1, int(sum_C.sum()))),
-        "macro_f1": float(f1_C.mean()),
-        "loss": float((np.logaddexp(0, logits) - logits * marks).mean()),
-    }
+    f1 = float(2 * both_C.sum()) / max(1.0, float(sum_C.sum()))
+    return {"accuracy": right / examples, "f1": f1, "macro_f1": float(f1_C.mean())}
 
 
 def regression(values_N: np.ndarray, numbers_N: np.ndarray) -> dict[str, float]:
@@ -111,14 +121,20 @@ def intervals(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray, seed:
     """95 % intervals of the metrics, but for the loss, by the bootstrap (Efron, 1979): see `Confusion.intervals`."""
     if problem == "single_label":
         return Confusion.of(labels, logits_NC.argmax(1), logits_NC.shape[1]).intervals(seed)
-    random = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(RESAMPLES):
-        rows = random.integers(0, len(labels), len(labels))
-        drawn.append(measured(problem, logits_NC[rows], labels[rows]))
+    random, size, drawn_from = np.random.default_rng(seed), len(labels), again(problem, logits_NC, labels)
+    drawn = [drawn_from(random.integers(0, size, size)) for _ in range(RESAMPLES)]
     tails = [(1 - COVERED) / 2, (1 + COVERED) / 2]
     names = [name for name in drawn[0] if name != "loss"]
     return {name: np.quantile([each[name] for each in drawn], tails).tolist() for name in names}
+
+
+def again(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """The metrics of the examples with such numbers, int [n], of which some may come several times; of several classes
+    without the loss: the others are functions of sums, so that of a draw only how often each example came is needed."""
+    if problem != "multi_label":
+        return lambda rows: measured(problem, logits_NC[rows], labels[rows])
+    each_NF = _summed(logits_NC, labels)
+    return lambda rows: _of_sums(np.bincount(rows, minlength=len(labels)).astype(np.float32) @ each_NF, len(rows))
 
 
 def temperature(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:

@@ -25,9 +25,6 @@ class Pair(NamedTuple):
     after_NC: np.ndarray
     labels: np.ndarray
 
-    def at(self, rows: np.ndarray) -> "Pair":
-        return Pair(self.problem, self.before_NC[rows], self.after_NC[rows], self.labels[rows])
-
     def lost(self) -> float:
         """By how much the main metric (`compare.FIRST`) is lower after than before."""
         both = (metrics.measured(self.problem, logits_NC, self.labels) for logits_NC in (self.before_NC, self.after_NC))
@@ -119,4 +116,7 @@ def _drawn(pair: Pair, lost_N: np.ndarray, seed: int) -> np.ndarray:
     if FIRST[pair.problem] == "accuracy":  # an example is lost, won or neither: of a draw only their counts matter
         shares = [(lost_N > 0).mean(), (lost_N < 0).mean(), (lost_N == 0).mean()]
         return random.multinomial(size, shares, RESAMPLES) @ np.array([1.0, -1.0, 0.0]) / size
-    return np.array([pair.at(random.integers(0, size, size)).lost() for _ in range(RESAMPLES)])
+    both = [metrics.again(pair.problem, logits_NC, pair.labels) for logits_NC in (pair.before_NC, pair.after_NC)]
+    draws = (random.integers(0, size, size) for _ in range(RESAMPLES))
+    before_after = [[of(rows)[FIRST[pair.problem]] for of in both] for rows in draws]
+    return np.array([before - after for before, after in before_after])
