@@ -146,11 +146,12 @@ def _head(stretch: Stretch, length: int, field: str, limit: int) -> tuple[list[s
     """Up to `limit` characters, evenly from the first 16 · `limit`, and how many stored bytes hold as much."""
     held: list[str] = []
     read, kept, every = 0, 0, 1
-    known = (0, 0)  # characters read, and the stored bytes that they took
+    known, fetched = (0, 0), 0  # characters read, and the stored bytes that they took; bytes fetched so far
 
     def heard(stored: int) -> None:
-        nonlocal known
-        known = read, stored
+        nonlocal known, fetched
+        if stored > fetched:  # only then what was fetched before is used up: up to 128 KB (Python 3.14) are at once
+            known, fetched = (read, fetched), stored
 
     for number, document in enumerate(text.documents([stretch], field, heard)):
         if read >= AHEAD * limit and known[0]:
