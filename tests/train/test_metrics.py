@@ -135,12 +135,12 @@ def test_the_metrics_of_drawn_examples_are_those_of_the_rows_themselves() -> Non
     """Several classes are counted by how often an example came; here each is laid out as often as it came."""
     random = np.random.default_rng(0)
     logits, marks = random.normal(size=(50, 4)).astype(np.float32), (random.random((50, 4)) < 0.3).astype(np.float32)
-    of = metrics.again("multi_label", logits, marks)
+    of = metrics.resampled("multi_label", logits, marks)
     for size in (50, 7):
         rows = random.integers(0, 50, size)
         wanted = metrics.multi_label(logits[rows], marks[rows])
         assert of(rows) == pytest.approx({name: wanted[name] for name in ("accuracy", "f1", "macro_f1")}, rel=1e-12)
     numbers = random.normal(size=50)
-    assert metrics.again("regression", logits[:, :1], numbers)(rows) == metrics.regression(
+    assert metrics.resampled("regression", logits[:, :1], numbers)(rows) == metrics.regression(
         logits[rows, 0], numbers[rows]
     )

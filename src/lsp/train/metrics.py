@@ -121,16 +121,16 @@ def intervals(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray, seed:
     """95 % intervals of the metrics, but for the loss, by the bootstrap (Efron, 1979): see `Confusion.intervals`."""
     if problem == "single_label":
         return Confusion.of(labels, logits_NC.argmax(1), logits_NC.shape[1]).intervals(seed)
-    random, size, drawn_from = np.random.default_rng(seed), len(labels), again(problem, logits_NC, labels)
-    drawn = [drawn_from(random.integers(0, size, size)) for _ in range(RESAMPLES)]
+    measure, random, size = resampled(problem, logits_NC, labels), np.random.default_rng(seed), len(labels)
+    drawn = [measure(random.integers(0, size, size)) for _ in range(RESAMPLES)]
     tails = [(1 - COVERED) / 2, (1 + COVERED) / 2]
     names = [name for name in drawn[0] if name != "loss"]
     return {name: np.quantile([each[name] for each in drawn], tails).tolist() for name in names}
 
 
-def again(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    """The metrics of the examples with such numbers, int [n], of which some may come several times; of several classes
-    without the loss: the others are functions of sums, so that of a draw only how often each example came is needed."""
+def resampled(problem: Problem, logits_NC: np.ndarray, labels: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """The metrics of a draw of examples, given by their numbers, int [n], which may repeat. Of several classes without
+    the loss: the others are functions of sums, for which it is enough to know how often each example came."""
     if problem != "multi_label":
         return lambda rows: measured(problem, logits_NC[rows], labels[rows])
     each_NF = _summed(logits_NC, labels)

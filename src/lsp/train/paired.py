@@ -116,7 +116,7 @@ def _drawn(pair: Pair, lost_N: np.ndarray, seed: int) -> np.ndarray:
     if FIRST[pair.problem] == "accuracy":  # an example is lost, won or neither: of a draw only their counts matter
         shares = [(lost_N > 0).mean(), (lost_N < 0).mean(), (lost_N == 0).mean()]
         return random.multinomial(size, shares, RESAMPLES) @ np.array([1.0, -1.0, 0.0]) / size
-    both = [metrics.again(pair.problem, logits_NC, pair.labels) for logits_NC in (pair.before_NC, pair.after_NC)]
+    both = [metrics.resampled(pair.problem, logits_NC, pair.labels) for logits_NC in (pair.before_NC, pair.after_NC)]
     draws = (random.integers(0, size, size) for _ in range(RESAMPLES))
     before_after = [[of(rows)[FIRST[pair.problem]] for of in both] for rows in draws]
     return np.array([before - after for before, after in before_after])
