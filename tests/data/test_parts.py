@@ -334,6 +334,19 @@ def test_the_size_is_foretold_within_a_tenth(
     assert tokens == pytest.approx(made["useful_tokens"], rel=0.1)
 
 
+def test_what_is_fetched_at_once_is_not_taken_for_what_was_read(tmp_path: Path) -> None:
+    """8 KB of a compressed file at once, 128 KB on Python 3.14: far more than a short look at it takes. What it is
+    judged by is one such piece, less a buffer of text that was not read yet."""
+    pick = random.Random(0)
+    noise = "\n\n".join(" ".join(pick.choices(sorted("abcdefgh "), k=99)) for _ in range(12000))
+    path = tmp_path / "e.txt.xz"
+    path.write_bytes(lzma.compress(noise.encode()))
+    size = path.stat().st_size
+    held, stored = corpus._head(corpus.Stretch(str(path), 0, None), size, "text", 200)
+    assert sum(map(len, held)) < 0.01 * len(noise)
+    assert stored / sum(map(len, held)) == pytest.approx(size / len(noise), rel=0.25)
+
+
 def test_a_disk_without_the_room_is_said_before_anything_is_packed(
     top: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

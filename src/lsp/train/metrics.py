@@ -62,13 +62,13 @@ def multi_label(logits_NC: np.ndarray, marks_NC: np.ndarray) -> dict[str, float]
     classes, and cross-entropy in nats, the mean over examples and classes. A class is there where its logit is > 0."""
     logits, marks = logits_NC.astype(np.float64), marks_NC > 0.5
     loss = float((np.logaddexp(0, logits) - logits * marks).mean())
-    return _of_sums(_summed(logits_NC, marks_NC).sum(0), len(logits)) | {"loss": loss}
+    return _of_sums(_summed(logits_NC, marks_NC).sum(0, dtype=np.float64), len(logits)) | {"loss": loss}
 
 
 def _summed(logits_NC: np.ndarray, marks_NC: np.ndarray) -> np.ndarray:
     """What the metrics of examples with several classes, but for the loss, are functions of the sums of: float32
     [N, 1 + 2·C], whether an example is all right; its marks that are right, by class; and guesses and marks together.
-    Sums of fewer than 2^24 are exact."""
+    Float32 sums of fewer than 2^24 are exact."""
     guesses, marks = logits_NC > 0, marks_NC > 0.5
     columns = (guesses == marks).all(1, keepdims=True), guesses & marks, guesses.astype(np.int8) + marks
     return np.concatenate(columns, 1, dtype=np.float32)
