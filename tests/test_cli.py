@@ -140,6 +140,10 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
         ),
         (["evaluate", "--data", "."], "error: Missing option '--from'.\nfix: lsp evaluate -h"),
         (["bench", "--from", "."], "error: No such option: --from.\nfix: The run goes without it: lsp bench RUN\n"),
+        (
+            ["prepare", "--data", "."],
+            "error: No such option: --data.\nfix: The text goes without it: lsp prepare TEXT\n",
+        ),
         (["finetune", "--from"], "error: Option '--from' requires an argument.\n"),
         (
             ["export", "--from", ".", "--out", "x", "--format", "onx"],

@@ -16,6 +16,7 @@ from lsp import SETUP, Exit, LspError, Stopped, nearest
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
+BARE = {"--from": ("RUN",), "--data": ("TEXT", "FILE", "DATA")}  # options of some commands that are arguments of others
 
 
 def explain(error: BaseException, saves: bool = True, words: Sequence[str] = ()) -> LspError:
@@ -68,10 +69,13 @@ def explain_usage(error: typer.TyperException, words: Sequence[str] = ()) -> Lsp
     message = error.format_message().rstrip(".") + "."
     hint = f"{asked or 'The command with'} -h shows an example and every option."
     unknown = getattr(error, "option_name", None)
-    # Some commands read one run, and some name it among others: whoever knows one kind types it to the other.
-    takes = [] if context is None else [(each.param_type_name, each.metavar) for each in context.command.params]
-    if message == "No such option: --from." and ("argument", "RUN") in takes:
-        hint = f"The run goes without it: {asked} RUN"
+    # Some commands read one thing, and some name it among others: whoever knows one kind types it to the other.
+    parameters = [] if context is None else context.command.params
+    takes = [str(each.metavar) for each in parameters if each.param_type_name == "argument"]
+    if message.startswith("No such option") and (
+        bare := [each for each in takes if each in BARE.get(str(unknown), ())]
+    ):
+        message, hint = f"No such option: {unknown}.", f"The {bare[0].lower()} goes without it: {asked} {bare[0]}"
     elif message == "Missing option '--from'." and (run := loose_folder(words)):
         hint = f"Name the run with it: {asked} --from {shlex.quote(run)}"
     elif unknown is not None and context is not None and message.startswith("No such option"):

@@ -322,6 +322,7 @@ def test_a_stream_gives_the_rows_before_a_bad_one(tmp_path: Path) -> None:
         ("i.csv", 'text,label\n"open,1\nx,2\n', "i.csv, line 2: not CSV"),
         ("j.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}\n', "j.jsonl, line 2: no field 'label'"),
         ("k.jsonl", '{"text": null, "label": 1}\n', "k.jsonl, line 1: field 'text' holds NoneType, not text"),
+        ("m.jsonl", '{"text": "x", "label": ["a"]}\n', "m.jsonl, line 1: field 'label' holds a list of labels"),
         ("l.tsv", "sentence\tlabel\n" + "".join(f"x\tlabel {n}\n" for n in range(1001)), "those are no classes"),
     ],
 )

@@ -18,6 +18,9 @@ def name_of(value: Any, where: str) -> str:
     """A label as its name: 1, 1.0 and +1 are "1", of a record as in a table's cell, and true is "true"."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, list):
+        fix = "Give one class for each example, or finetune with --set head.problem=multi_label."
+        raise unusable(f"{where} holds a list of labels.", fix)
     there = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     name = str(value).strip() if there else ""
     if not name:
