@@ -113,7 +113,7 @@ def test_examples_of_like_length_go_together(words: Tokenizer) -> None:
 def test_every_example_has_one_place_in_a_shared_row(words: Tokenizer) -> None:
     examples = Examples(table(TEXTS), words, 128)
     seen = []
-    for chosen, batch in shared(examples):
+    for chosen, batch in shared(examples, 128):
         rows, width = batch["tokens"].shape
         assert chosen.shape == (rows, places(width)) and rows * width <= TOKENS_AT_ONCE and width % 64 == 0 and rows > 1
         for row, place in np.argwhere(chosen >= 0).tolist():
@@ -132,7 +132,7 @@ def test_short_examples_fill_their_rows(words: Tokenizer) -> None:
     examples = Examples(table(TEXTS), words, 128)
     short = examples.some(np.flatnonzero(examples.lengths <= 32))
     used, there = 0, 0
-    for chosen, batch in shared(short):
+    for chosen, batch in shared(short, 128):
         used += int((batch["segments"] > 0).sum())
         there += int((chosen >= 0).any(1).sum()) * batch["tokens"].shape[1]
     assert used == short.lengths.sum() > 0.8 * there and len(short) > 30
@@ -140,9 +140,17 @@ def test_short_examples_fill_their_rows(words: Tokenizer) -> None:
 
 def test_short_examples_share_and_long_ones_have_wide_rows(words: Tokenizer) -> None:
     examples = Examples(table(["a"] * 40 + ["a b c d e f g h " * 12]), words, 512)
-    shapes = {batch["tokens"].shape[1]: chosen for chosen, batch in shared(examples)}
+    shapes = {batch["tokens"].shape[1]: chosen for chosen, batch in shared(examples, 128)}
     assert max(shapes) == width_for(examples.lengths.max()) and (shapes[max(shapes)] >= 0).sum() > 1
     assert all((chosen >= 0).sum(1).max() <= places(width) for width, chosen in shapes.items())
+
+
+def test_a_narrow_model_has_rows_enough_for_arrays_that_are_not_small(words: Tokenizer) -> None:
+    examples = Examples(table(["a"]), words, 128)
+    for model_width, rows in ((384, 2), (128, 2), (96, 4), (64, 4), (24, 16), (8, 32)):
+        ((chosen, batch),) = shared(examples, model_width)
+        assert chosen.shape == (rows, places(64)) and batch["tokens"].shape == (rows, 64) and (chosen >= 0).sum() == 1
+        assert chosen.size * model_width >= 4096
 
 
 def test_widths_are_few_and_hold_what_they_must() -> None:

@@ -67,7 +67,7 @@ def run(
             asked.depth,
             asked.channels,
             asked.shape,
-            latency.typical(sets.dev),
+            latency.typical(sets.dev, base.config.width),
             used if asked.int8 != "none" else quantize if present(base.params) else dict,
         )
         rows = np.random.default_rng(recipe.train.seed).permutation(len(sets.train))[: asked.sample]

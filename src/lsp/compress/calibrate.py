@@ -99,7 +99,7 @@ def observe(config: ModelConfig, params: Tree, examples: Examples, measure: Meas
         return seen
 
     sums: dict[str, Any] = {}
-    for _, batch in shared(examples):
+    for _, batch in shared(examples, config.width):
         interrupt.check()
         found = jax.device_get(look(params, batch))
         sums = {name: add(sums[name], value) if sums else value for name, value in found.items()}

@@ -41,9 +41,9 @@ class Option(NamedTuple):
     saved: float
 
 
-def typical(examples: Examples) -> Batch:
+def typical(examples: Examples, model_width: int) -> Batch:
     """The batch with the commonest shape of those that the examples are predicted in."""
-    batches = [batch for _, batch in shared(examples)]
+    batches = [batch for _, batch in shared(examples, model_width)]
     counts = Counter(batch["tokens"].shape for batch in batches)
     wanted = counts.most_common(1)[0][0]
     return next(batch for batch in batches if batch["tokens"].shape == wanted)

@@ -28,8 +28,9 @@ POOL = 64  # batches whose examples are sorted by length together
 # Rows that examples share. XLA's CPU has other programs for small arrays, and adds up a text of more than 32 tokens in
 # another order where it does not begin the row: so last bits would differ, of which an int8 model makes hundredths of a
 # logit. With two rows or more, of multiples of 64 tokens and with 16 places, and long texts at their start, an example
-# has the same answer alone and in any company; benchmarks/company.py looks for one that has not.
-ROW, PLACES, LONG = 64, 16, 32
+# has the same answer alone and in any company; benchmarks/company.py looks for one that has not. Small are arrays whose
+# rows are added up, those of norms, of fewer than 4,096 numbers: a model less than 128 wide needs more rows.
+ROW, PLACES, LONG, SMALL = 64, 16, 32, 4096
 TOKENS_AT_ONCE = 2048  # of such a batch
 EACH = ("labels", "weights", "known", "too_long", "seconds", "lengths")  # arrays [N, …] of `Examples`
 
@@ -199,10 +200,10 @@ def example_numbers(examples: Examples, *, batch_size: int, seed: int) -> Callab
     return numbers
 
 
-def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
+def shared(examples: Examples, model_width: int) -> Iterator[tuple[np.ndarray, Batch]]:
     """Every example once, for measuring and predicting, in rows that examples share: (which example is segment 1, 2, …
     of which row, int64 [B, E] with -1 where none is; tokens, segments and types [B, T]). There is hardly any padding,
-    and most batches have one shape.
+    and most batches have one shape. A batch has rows enough for a model of that width to answer as in any other.
 
     The longest example goes first. Long ones open a row each, short ones go into the fullest row with room for them; a
     row is as wide as the one that opened it needs.
@@ -227,9 +228,10 @@ def shared(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:
             rooms |= 1 << (room - size)
     for width, some in rows.items():
         full = max(1, TOKENS_AT_ONCE // width)
+        least = max(2, math.ceil(SMALL / (places(width) * model_width)))
         for start in range(0, len(some), full):
             part = some[start : start + full]
-            yield _shared_batch(examples, part, min(full, max(2, 1 << (len(part) - 1).bit_length())), width)
+            yield _shared_batch(examples, part, min(full, 1 << (max(least, len(part)) - 1).bit_length()), width)
 
 
 def alone(examples: Examples) -> Iterator[tuple[np.ndarray, Batch]]:

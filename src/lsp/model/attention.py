@@ -14,6 +14,7 @@ from lsp.model import sharding
 # Added to the score of a pair that must not meet. Finite, so that a row of padding stays a number.
 BLOCKED = -1e9
 BLOCK = 64  # rows of a product in multiples of which XLA's CPU gives one the same bits, however many there are
+COLUMNS = 32  # and columns: of others it adds up even and odd rows apart, and a text may begin at either
 KEPT_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}  # XLA's CPU would take them out before it fuses
 AMPERE = 8.0  # the first cards that cuDNN has fused attention for
 
@@ -55,7 +56,7 @@ def attend(
     queries = q_BHQS.shape[2]
     if at_BQ is not None and queries > 1:
         # One for each example that may share a row: other numbers, with other rows, would be other products.
-        q_BHQS, own_BQ, at_BQ = (_whole(x, axis) for x, axis in ((q_BHQS, 2), (own_BQ, 1), (at_BQ, 1)))
+        q_BHQS, own_BQ, at_BQ = (_whole(x, axis, BLOCK) for x, axis in ((q_BHQS, 2), (own_BQ, 1), (at_BQ, 1)))
     meet_BQT = own_BQ[:, :, None] == segments_BT[:, None, :]
     if window:
         place_T = jnp.arange(segments_BT.shape[1])
@@ -66,9 +67,9 @@ def attend(
     return plain(q_BHQS, k_BHTS, v_BHTS, meet_BQT)[:, :, :queries]
 
 
-def _whole(x: jax.Array, axis: int) -> jax.Array:
-    """With zeros after it up to a multiple of BLOCK."""
-    widths = [(0, -x.shape[axis] % BLOCK if number == axis else 0) for number in range(x.ndim)]
+def _whole(x: jax.Array, axis: int, block: int) -> jax.Array:
+    """With zeros after it up to a multiple of `block`."""
+    widths = [(0, -x.shape[axis] % block if number == axis else 0) for number in range(x.ndim)]
     return jnp.pad(x, widths)
 
 
@@ -78,11 +79,13 @@ def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax
     The softmax's sum divides the S values of a token's answer, not its T weights, as in FlashAttention (Dao et al.,
     2022): T²·H fewer values are written.
     """
-    q_BHQS = q_BHQS * q_BHQS.shape[-1] ** -0.5  # the smaller array of the two to scale
+    size = q_BHQS.shape[-1]
+    q_BHQS = q_BHQS * size**-0.5  # the smaller array of the two to scale
     mask_BQT = jnp.where(meet_BQT, 0.0, BLOCKED)
     if jax.default_backend() == "cpu":
         # A mask of each layer's own: one for all XLA's CPU writes out for every head, and each layer reads T²·H of it.
         mask_BQT, q_BHQS = jax.lax.optimization_barrier((mask_BQT, q_BHQS))
+        v_BHTS = _whole(v_BHTS, 3, COLUMNS)
     mask_BQT = jax.lax.stop_gradient(mask_BQT)  # which a barrier would keep
     scores_BHQT = jnp.einsum("bhqs,bhts->bhqt", q_BHQS, k_BHTS, preferred_element_type=jnp.float32)
     scores_BHQT = scores_BHQT + mask_BQT[:, None]
@@ -92,7 +95,7 @@ def plain(q_BHQS: jax.Array, k_BHTS: jax.Array, v_BHTS: jax.Array, meet_BQT: jax
     y_BHQS = jnp.einsum(
         "bhqt,bhts->bhqs", weights_BHQT.astype(v_BHTS.dtype), v_BHTS, preferred_element_type=jnp.float32
     )
-    return (y_BHQS / sums_BHQ1).astype(v_BHTS.dtype)
+    return (y_BHQS[..., :size] / sums_BHQ1).astype(v_BHTS.dtype)
 
 
 def fuses(q_BHTS: jax.Array) -> bool:

@@ -88,14 +88,14 @@ class Classifier:
     """Logits of labelled or unlabelled examples, which share rows."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.classes, self.problem = config.classes, config.problem
+        self.classes, self.problem, self.width = config.classes, config.problem, config.width
         self.forward = Forward(config, _classify)
 
     def logits(self, params: Any, examples: Examples) -> np.ndarray:
         """fp32 [N, C], in the examples' order."""
         params = jax.device_put(params)  # once: what a checkpoint holds is NumPy, and would be copied for every batch
         logits = np.zeros((len(examples), self.classes), np.float32)
-        for chosen_BE, batch in shared(examples):
+        for chosen_BE, batch in shared(examples, self.width):
             answers_BEC = self.forward(params, batch)
             there_BE = chosen_BE >= 0
             logits[chosen_BE[there_BE]] = answers_BEC[there_BE]
