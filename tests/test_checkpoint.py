@@ -164,6 +164,20 @@ def test_a_step_comes_back_bit_for_bit(steps: Steps) -> None:
     assert_same(found[1], state())
 
 
+@pytest.mark.parametrize("name", ["[2026] runs", "a*b?", "\udcff"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    """Orbax looks files up by patterns, and can't pass on what is not UTF-8."""
+    steps, tree = Steps(tmp_path / name / "train", 2, print), params(8)
+    arrays.save_params(tmp_path / name / "params", tree)
+    assert_same(arrays.load_params(tmp_path / name / "params"), tree)
+    for step in (3, 4):
+        steps.save(step, state())
+    found = steps.latest(state())
+    assert found is not None and found[0] == 4
+    assert_same(found[1], state())
+    assert sorted(os.listdir(tmp_path / name / "train")) == ["00000003", "00000004"]
+
+
 def test_only_the_newest_steps_are_kept_by_number(steps: Steps, tmp_path: Path) -> None:
     assert steps.latest({"x": jnp.zeros(3)}) is None
     for step in (9, 10, 99999999, 100000000):

@@ -1,16 +1,18 @@
 """The command line as people and scripts meet it: verbs, options, texts, exit codes, and what is on stdout."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 
-from lsp import Exit, LspError, Stopped, arguments, cli, console, failures
+from lsp import Exit, LspError, Stopped, arguments, cache, cli, console, failures
 
 JSON = ["--json", "--quiet"]
 TRAINING = ["--from", "--train", "--dev", "--out", "--text-column", "--label-column"]
@@ -173,6 +175,14 @@ def test_each_help_begins_with_a_line_to_paste(command: str, capsys: pytest.Capt
             ["pretrain", "--data", ".", "--out", "x", "--budget", "9s", "--set", "data.mask_rate_end=0.1"],
             "error: data.mask_rate_end follows the steps, and with --budget alone",
         ),
+        (
+            ["prepare", ".", "--vocab-size", "9999999999999999999", "--out", "x"],
+            "error: --set: 'data.vocab_size' is 9999999999999999999; it must be at most 10,000,000.",
+        ),
+        (
+            ["finetune", "--from", ".", "--train", ".", "--dev", ".", "--out", "x", "--seeds", "100000000"],
+            "error: Invalid value for '--seeds'",
+        ),
         (["compress", "quantize", "--from", "..", "--out", ".."], "error: --out and --from are the same folder"),
         (
             ["finetune", "--from", "scratch", "--train", ".", "--dev", ".", "--out", "x"],
@@ -270,6 +280,27 @@ def test_a_closed_stdout_changes_no_exit_code(tmp_path: Path) -> None:
         assert ran.returncode == code and b"Traceback" not in ran.stderr, ran.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    "words", ["doctor --json > /dev/full", "doctor > /dev/full", "verify nowhere --json > /dev/full"]
+)
+def test_a_stdout_that_takes_nothing_is_exit_5_or_the_failure_that_it_was_to_tell(words: str) -> None:
+    """Never 1, which says that a gate was missed."""
+    ran = subprocess.run(f"{sys.executable} -m lsp {words} > /dev/full", shell=True, capture_output=True, text=True)
+    assert ran.returncode == (Exit.ARTIFACT if "verify" in words else Exit.MACHINE), ran.stderr
+    assert "Traceback" not in ran.stderr and ran.stderr.startswith("error: ")
+
+
+def test_a_user_without_a_home_has_no_cache_and_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(self: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    cache.save("kind", "key", b"body")
+    assert cache.load("kind", "key") == b"body" and cache.folder("kind").is_relative_to(tempfile.gettempdir())
+
+
 def test_a_closed_stderr_ends_the_display_and_not_the_work(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("".join(f"Line {n} of a short text.\n\n" for n in range(400)))
     command = f"{sys.executable} -m lsp prepare lines.txt --vocab-size 300 --seq-len 16 --out rows --json 2>&-"
@@ -299,6 +330,7 @@ def test_sizes() -> None:
         (OSError(28, "No space left on device"), Exit.MACHINE, "full"),
         (ValueError("RESOURCE_EXHAUSTED: write failed: No space left on device"), Exit.MACHINE, "full"),
         (PermissionError(13, "Permission denied", "/x"), Exit.MACHINE, "/x: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), Exit.USAGE, "too long for a file"),
         (ModuleNotFoundError("No module named 'wandb'", name="wandb"), Exit.MACHINE, "wandb"),
         (ZeroDivisionError("division by zero"), Exit.BUG, "ZeroDivisionError: division by zero"),
     ],
@@ -327,6 +359,9 @@ def test_a_signal_that_a_library_wrapped_is_still_a_signal() -> None:
     with pytest.raises(RuntimeError) as caught:
         start()
     assert failures.explain(failures.root(caught.value)).code == Exit.STOPPED
+    circle = RuntimeError("its own cause, as those of C++ may be")
+    circle.__cause__ = circle
+    assert failures.root(circle) is circle
     bug = ZeroDivisionError()
     assert failures.root(bug) is bug
 
@@ -483,6 +518,7 @@ def test_what_a_command_reads_is_not_written_over(
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "0/3"], "--part 0/3 is no share"),
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "4/3"], "--part 4/3 is no share"),
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "half"], "--part half is no share"),
+        pytest.param(["prepare", "TEXT", "--tokenizer", "DIR", "--part", "1/" + "9" * 5000], "is no share", id="digits"),
         (["prepare", "TEXT", "--part", "1/3"], "--part has no tokenizer"),
         (["prepare", "TEXT", "--tokenizer", "DIR", "--part", "1/3", "--overwrite"], "would take away"),
         (["prepare", "a=0.5:TEXT", "TEXT"], "has no weight, and a has one"),

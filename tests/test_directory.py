@@ -254,6 +254,42 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "old"
 
 
+def test_a_write_touches_no_file_of_a_name_like_it(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "file.tmp").symlink_to(tmp_path / "mine")
+    for name in ("file", "n" * 255, "é" * 127):
+        directory.write_atomically(tmp_path / name, name)
+        assert (tmp_path / name).read_text() == name
+    assert (tmp_path / "file.tmp").is_symlink() and (tmp_path / "mine").read_text() == "mine"
+    assert len(os.listdir(tmp_path)) == 5
+    directory.write_atomically(tmp_path / "result", '{"out": "\udcff"}')
+    assert json.loads((tmp_path / "result").read_bytes()) == {"out": "\udcff"}
+
+
+def test_what_a_killed_process_left_of_its_first_write_is_no_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json.0123abcd.tmp").write_text("{")
+    finished(tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.0123abcd.tmp").write_text("mine")
+    with refused(Exit.USAGE, "mine.0123abcd.tmp"), claimed(tmp_path / "other"):
+        pass
+
+
+@pytest.mark.parametrize("place", ["train", "params/d", "tokenizer/x/y"])
+def test_no_run_is_made_where_another_keeps_its_own(tmp_path: Path, place: str) -> None:
+    """It would damage that one, or go with what that one tidies up."""
+    out = finished(tmp_path / "run")
+    (tmp_path / "link").symlink_to(out)
+    for folder in (out, tmp_path / "link"):
+        with refused(Exit.USAGE, "keeps that for itself"), claimed(folder / place):
+            pass
+    directory.read(out)
+    finished(out / "beside it")
+    finished(out / "candidates" / "one")  # of a search, by the search
+    directory.read(out)
+
+
 def test_every_flipped_bit_is_noticed_and_its_file_named(tmp_path: Path) -> None:
     out = finished(tmp_path / "run")
     for path in sorted(p for p in out.rglob("*") if p.is_file()):

@@ -44,6 +44,27 @@ def test_an_import_is_never_cut_short(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sys.modules["slow_module"].whole
 
 
+def test_a_signal_in_a_function_that_would_swallow_it_is_heard_after_it():
+    finished = []
+
+    def _xla_gc_callback():  # jax's runs within any allocation, and Python passes over what is raised in it
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        finished.append(True)
+
+    with interrupt.listening(), pytest.raises(Stopped):
+        _xla_gc_callback()
+        time.sleep(1)
+    assert finished
+
+
+def test_what_would_swallow_a_signal_is_called_so_in_jax():
+    from jax._src import compiler, lib
+
+    names = {name for module in (compiler, lib) for name in vars(module)}
+    assert names >= set(interrupt.DEAF)
+
+
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.STOPPED)])
 def test_a_signal_before_the_command_line_is_loaded_shows_no_traceback(number: int, code: Exit):
     program = f"""

@@ -5,8 +5,11 @@ Orbax writes the arrays (OCDBT over zarr 3); it does not notice a rotten byte an
 """
 
 import errno
+import glob
 import logging
 import shutil
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,18 @@ def save_params(path: Path, params: Tree) -> int:
     """
     stored = _stored(params)
     work = path.with_name(path.name + ".tmp")
-    checkpointer = store(compress=True, alone=True)
     try:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        start(checkpointer, work / "arrays", stored)
-        checkpointer.wait_until_finished()
+        with Store(compress=True, alone=True) as store:
+            store.save(work / "arrays", stored)
+            store.wait()
         if path.exists():
             shutil.rmtree(path)
         (work / "arrays").rename(path)
     except (OSError, ValueError, RuntimeError) as error:
         raise explained(path, error, nbytes(stored)) from error
     finally:
-        checkpointer.close()
         shutil.rmtree(work, ignore_errors=True)
     return SPARSE if any(map(is_packed, jax.tree.leaves(stored, is_leaf=is_packed))) else FORMAT
 
@@ -51,18 +53,15 @@ def save_params(path: Path, params: Tree) -> int:
 def load_params(path: Path) -> Tree:
     """The tree that `save_params` wrote, in NumPy, whatever devices it was saved from. Raises LspError (exit 4)."""
     ocp = orbax()
-    checkpointer = store(compress=True, alone=True)
     try:
-        # The tree's shape comes from the metadata; saying "NumPy" for every leaf keeps devices and shardings out of it.
-        names = checkpointer.metadata(path.absolute()).item_metadata.tree
-        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), names)
-        return _loaded(checkpointer.restore(path.absolute(), args=ocp.args.PyTreeRestore(restore_args=numpy)))
+        with Store(compress=True, alone=True) as store:
+            # The tree's shape comes from the metadata; saying "NumPy" for every leaf keeps devices and shardings out.
+            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), store.tree(path))
+            return _loaded(store.restore(path, ocp.args.PyTreeRestore(restore_args=numpy)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or ["?"])[0]
         hint = "Run the stage that made it again with --overwrite."
         raise LspError(f"{path} holds no parameters lsp can read: {reason}.", hint=hint, code=Exit.ARTIFACT) from error
-    finally:
-        checkpointer.close()
 
 
 def count(params: Tree) -> int:
@@ -156,11 +155,53 @@ def orbax() -> Any:
     return ocp
 
 
-def store(compress: bool, alone: bool = False) -> Any:
-    """A new one for each save, so that a failed save leaves nothing behind in memory. Costs half a millisecond.
+class Store:
+    """Orbax's checkpointer: a new one for each save, so that a failed one leaves nothing behind in memory. Costs half a
+    millisecond. What it does, all processes do together, unless this one is to do it `alone`.
 
-    What it does, all processes do together, unless this one is to do it `alone`.
+    Orbax looks files up by patterns, and can't pass on names that are not UTF-8: a folder whose path has brackets, say,
+    goes by a link while the store is open.
     """
+
+    def __init__(self, compress: bool, alone: bool = False) -> None:
+        self._orbax, self._links = _checkpointer(compress, alone), ExitStack()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def save(self, path: Path, tree: Tree) -> None:
+        """Begins to write; `wait` ends it."""
+        self._orbax.save(self._named(path), args=orbax().args.PyTreeSave(tree))
+
+    def wait(self) -> None:
+        """Returns when what was begun is written."""
+        self._orbax.wait_until_finished()
+
+    def tree(self, path: Path) -> Any:
+        """The structure of what was saved, with what is known of each array in its place."""
+        return self._orbax.metadata(self._named(path)).item_metadata.tree
+
+    def restore(self, path: Path, args: Any) -> Any:
+        return self._orbax.restore(self._named(path), args=args)
+
+    def close(self) -> None:
+        self._orbax.close()
+        self._links.close()
+
+    def _named(self, path: Path) -> Path:
+        """The path by a name that Orbax reads as it is."""
+        path = path.absolute()
+        if str(path).isprintable() and not glob.has_magic(str(path)):
+            return path
+        link = Path(self._links.enter_context(tempfile.TemporaryDirectory(prefix="lsp-")), "folder")
+        link.symlink_to(path.parent)
+        return link / path.name
+
+
+def _checkpointer(compress: bool, alone: bool) -> Any:
     ocp = orbax()
     me = jax.process_index()
     options = ocp.options.MultiprocessingOptions()
@@ -177,11 +218,6 @@ def store(compress: bool, alone: bool = False) -> Any:
         timeout_secs=PATIENCE if single else 1200, create_directories_asynchronously=not single
     )
     return ocp.AsyncCheckpointer(handler, async_options=options_async, multiprocessing_options=options)
-
-
-def start(checkpointer: Any, path: Path, tree: Tree) -> None:
-    """Begins to write; the checkpointer's `wait_until_finished` ends it."""
-    checkpointer.save(path.absolute(), args=orbax().args.PyTreeSave(tree))
 
 
 def nbytes(tree: Tree) -> int:

@@ -1,8 +1,10 @@
 """What is kept between runs in the user's cache folder. An entry is checked before it is believed, and none is needed:
 what is missing, damaged or can't be written is made again."""
 
+import functools
 import hashlib
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +14,18 @@ LARGEST = 4 << 30  # bytes that are read as an entry, and that all entries of a 
 
 
 def folder(name: str) -> Path:
-    """Where entries of a kind lie: under $XDG_CACHE_HOME, or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lsp" / name
+    """Where entries of a kind lie: under $XDG_CACHE_HOME, or ~/.cache; of a user without a home, a folder that goes
+    with the process."""
+    try:
+        place = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:
+        place = Path(_passing().name)
+    return place / "lsp" / name
+
+
+@functools.cache
+def _passing() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lsp-")
 
 
 def load(name: str, key: str) -> bytes | None:

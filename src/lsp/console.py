@@ -1,5 +1,6 @@
 """What a person or a script sees: results on stdout, everything else (progress, warnings, errors) on stderr."""
 
+import atexit
 import json
 import math
 import os
@@ -7,10 +8,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from lsp import LspError
+from lsp import Exit, LspError
 from lsp.shown import duration as duration
 from lsp.shown import number as number
 from lsp.shown import safe as safe
@@ -198,8 +199,9 @@ def fail(error: LspError, as_json: bool, command: str, status: str = "failed") -
             "hint": error.hint,
             "code": int(error.code),
         }
-        to_stdout(json.dumps(fields, ensure_ascii=False))
-        return
+        with suppress(LspError):
+            to_stdout(json.dumps(fields, ensure_ascii=False))
+            return
     to_stderr(safe(f"error: {error.message}" if status == "failed" else error.message))
     if error.hint:
         to_stderr(safe(f"fix: {error.hint}"))
@@ -214,11 +216,16 @@ def colour(stream: TextIO | None = None) -> bool:
 
 
 def to_stdout(text: str) -> None:
-    """A line on stdout. A reader that went away, as in `lsp … | head -1`, has what it wanted: not an error."""
+    """A line on stdout. A reader that went away, as in `lsp … | head -1`, has what it wanted: not an error. Raises
+    LspError (exit 5) where it can't be written, to a full disk say."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         hang_up()
+    except OSError as error:
+        atexit.register(hang_up)  # until then what is said there fails too, and is said on stderr
+        hint = "Free some space, or send it elsewhere."
+        raise LspError(f"What is printed can't be written: {error.strerror}.", hint=hint, code=Exit.MACHINE) from None
 
 
 def to_stderr(text: str) -> None:

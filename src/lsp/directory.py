@@ -98,7 +98,15 @@ def claim(
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Never write into, and never delete, what lsp did not make."""
+    """Never write into, and never delete, what lsp did not make; nor be deleted with what another run keeps there."""
+    place = out.resolve()
+    for folder in place.parents:
+        part = place.relative_to(folder).parts[0]
+        if part in (*WRITTEN, *UNSEALED) and part != "candidates" and (folder / "run.json").exists():
+            raise LspError(
+                f"--out {out} is in {part}/ of the run {folder}, which keeps that for itself.",
+                hint="Put it beside the run.",
+            )
     if out.is_symlink() and not out.exists():
         raise LspError(f"--out {out} is a link that leads nowhere.", hint="Remove the link or give another --out.")
     if not out.exists():
@@ -107,7 +115,9 @@ def _refuse_foreign(out: Path) -> None:
         raise LspError(f"--out {out} is a file, and a run is a directory.", hint="Give another --out.")
     if (out / "run.json").exists():
         return
-    others = sorted(set(os.listdir(out)) - {".lock", "run.json.tmp"})
+    others = sorted(
+        name for name in os.listdir(out) if name != ".lock" and not manifests.is_temporary(name, "run.json")
+    )
     if others:
         raise LspError(
             f"--out {out} holds something that lsp did not write ({others[0]!r}).",

@@ -44,6 +44,8 @@ def explain(error: BaseException, saves: bool = True, words: Sequence[str] = ())
         hint = "Lower train.batch_size, or raise train.accumulate: --set train.accumulate=4"
         hint = hint if saves else "Stop what else runs here."
         return LspError(f"There is not enough memory: {first_line(error)}", hint=hint, code=Exit.MACHINE)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return LspError(f"The name {str(error.filename)[:40]}… is too long for a file.", hint="Give a shorter one.")
     if isinstance(error, OSError) and error.errno in MACHINE:
         hint = "Check the permissions, or choose another --out."
         return LspError(f"{error.filename or 'A file'}: {error.strerror}.", hint=hint, code=Exit.MACHINE)
@@ -57,8 +59,10 @@ def explain(error: BaseException, saves: bool = True, words: Sequence[str] = ())
 def root(error: BaseException) -> BaseException:
     """The signal behind an error, where there is one, else the error: JAX wraps what is raised while it starts."""
     behind: BaseException | None = error
+    seen: list[BaseException] = []  # an error of a C++ library may be its own cause
     while behind is not None and not isinstance(behind, Stopped):
-        behind = behind.__cause__ or behind.__context__
+        seen.append(behind)
+        behind = next((each for each in (behind.__cause__, behind.__context__) if each and each not in seen), None)
     return behind or error
 
 

@@ -3,7 +3,8 @@
 The handler sets a flag. Where nothing unsaved exists (reading, tokenizing, compiling, the final report) it also ends
 the phase at once by raising `Stopped`; inside `holding()` the work polls `check()` between its own units, saves, and
 lets `Stopped` out. A second signal does not wait for the current unit. Nothing is ever raised into an import: native
-modules crash when their start is cut short, so a timer asks again until it is over.
+modules crash when their start is cut short, so a timer asks again until it is over; nor into those functions of jax
+that keep to themselves what is raised in them.
 """
 
 import signal
@@ -16,6 +17,7 @@ from typing import TypeVar
 from lsp import Exit, Stopped
 
 Result = TypeVar("Result")
+DEAF = ("_xla_gc_callback", "_cache_read", "_cache_write")
 
 _code: Exit | None = None
 _held = False
@@ -92,13 +94,15 @@ def _ask_again(number: int, frame: FrameType | None) -> None:
 
 
 def _stop(frame: FrameType | None) -> None:
-    if _importing(frame):
+    if _unheard(frame):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
     else:
         raise Stopped(_code or Exit.STOPPED)
 
 
-def _importing(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+def _unheard(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib") or frame.f_code.co_name in DEAF:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False

@@ -8,6 +8,8 @@ import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ FORMAT = 1
 SPARSE = 2  # where arrays are packed by the gaps between their values, which a reader of format 1 does not know
 MANIFEST_LIMIT = 64 * 2**20  # bytes; a manifest of a million files is larger, and is not ours
 DEPTH_LIMIT = 32  # folders below the run; Orbax makes four
+TEMPORARY = 240  # bytes of a name that its temporary file's begins with: names have 255
 NAMED = 8  # runs of a folder that an error names
 UNLISTED = ("manifest.json", ".lock")
 # Steps to continue from, what the trackers keep for themselves, and what a search tried: no part of the finished run.
@@ -88,10 +91,11 @@ def identity(manifest: dict[str, Any]) -> str:
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """The file is wholly the old one or wholly the new one, whatever happens, and durable on return."""
-    temporary = path.with_name(path.name + ".tmp")
+    start = os.fsdecode(os.fsencode(path.name)[:TEMPORARY])
+    temporary = path.with_name(f"{start}.{secrets.token_hex(4)}.tmp")  # never a file, or a link, that is there
     try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+        with open(temporary, "xb") as file:
+            file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -100,6 +104,11 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             temporary.unlink()
         raise
     sync(path.parent)
+
+
+def is_temporary(name: str, of: str) -> bool:
+    """Whether a file is what a killed process left of writing the file `of`."""
+    return bool(re.fullmatch(re.escape(of) + r"\.[0-9a-f]{8}\.tmp", name))
 
 
 def sync(path: Path) -> None:

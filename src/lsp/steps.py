@@ -48,19 +48,19 @@ class Steps:
         leaves = {name: leaf for name, leaf in _named(state).items() if leaf.size}  # Orbax takes no empty arrays
         manifest = {"stage": "step", "step": step, "leaves": {name: _form(leaf) for name, leaf in leaves.items()}}
         needed = arrays.nbytes(leaves)
-        checkpointer = arrays.store(compress=False)  # optimizer state hardly shrinks, and the cores are busy training
+        store = arrays.Store(compress=False)  # optimizer state hardly shrinks, and the cores are busy training
         try:
             if _first():
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True)
             _meet(f"step {step}")
-            arrays.start(checkpointer, work / "state", leaves)
+            store.save(work / "state", leaves)
         except (OSError, ValueError, RuntimeError) as error:
-            checkpointer.close()
+            store.close()
             if _first():
                 shutil.rmtree(work, ignore_errors=True)
             raise arrays.explained(self._path, error, needed) from error
-        self._thread = threading.Thread(target=self._commit, args=(checkpointer, work, final, manifest, needed))
+        self._thread = threading.Thread(target=self._commit, args=(store, work, final, manifest, needed))
         self._thread.start()
 
     def wait(self) -> None:
@@ -103,11 +103,11 @@ class Steps:
                 self._set_aside(place, error)
         return None
 
-    def _commit(self, checkpointer: Any, work: Path, final: Path, manifest: dict[str, Any], needed: int) -> None:
+    def _commit(self, store: arrays.Store, work: Path, final: Path, manifest: dict[str, Any], needed: int) -> None:
         """In the background: wait for the bytes, seal, make the step visible, drop old ones."""
         try:
-            checkpointer.wait_until_finished()
-            checkpointer.close()
+            store.wait()
+            store.close()
             if not _first():
                 return
             directory.seal(work, manifest)
@@ -187,12 +187,9 @@ def _restored(place: Path, saved: dict[str, Any], like: Tree) -> Tree:
 
 def _arrays(place: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     """Arrays of a confirmed step by name, each as its Orbax restore arguments say."""
-    checkpointer = arrays.store(compress=False)
     args = arrays.orbax().args.PyTreeRestore(item=dict.fromkeys(wanted, 0), restore_args=wanted)
-    try:
-        return dict(checkpointer.restore((place / "state").absolute(), args=args))
-    finally:
-        checkpointer.close()
+    with arrays.Store(compress=False) as store:
+        return dict(store.restore(place / "state", args))
 
 
 def _refuse_other_state(place: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

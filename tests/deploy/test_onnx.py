@@ -325,6 +325,15 @@ def test_answers_that_depend_on_the_batch_do_not_count(
     assert error.value.code == Exit.NO
 
 
+@pytest.mark.parametrize("about", [CLASSES, {}])
+def test_as_many_texts_as_a_text_has_tokens_are_compared_as_ever(words: SentencePiece, about: dict[str, Any]) -> None:
+    """Logits [6, C] of texts of up to 6 tokens are no hidden states, of which those of padding are passed over."""
+    model = made(words, "modern", **about)
+    model = model._replace(config=dataclasses.replace(model.config, max_length=parity.TEXTS))
+    found = parity.compare(parity.answerer(model.config, model.params), model)
+    assert found["lengths"][-1] == parity.TEXTS and found["largest_difference"] < 1e-5
+
+
 def test_what_static_limits_cut_off_does_not_excuse_another_answer(words: SentencePiece, tmp_path: Path) -> None:
     model = made(words, "modern", **CLS)
     asked = recipe.load(recipe.Quantize, None, ["quantize.method=static"]).quantize

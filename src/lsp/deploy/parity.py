@@ -143,4 +143,4 @@ def _in_batches(answer: Answer, tokens_NT: np.ndarray, types_NT: np.ndarray) -> 
 def _furthest(some: np.ndarray, others: np.ndarray, tokens_NT: np.ndarray) -> float:
     """The largest difference of answers; of hidden states those of padding are nobody's."""
     apart = np.abs(some - others)
-    return float((apart if apart.shape[-2:-1] != tokens_NT.shape[1:] else apart[..., tokens_NT != PAD, :]).max())
+    return float((apart[..., tokens_NT != PAD, :] if apart.shape[-3:-1] == tokens_NT.shape else apart).max())
