@@ -278,7 +278,7 @@ def test_what_a_killed_process_left_of_its_first_write_is_no_foreign_file(tmp_pa
 
 @pytest.mark.parametrize("place", ["train", "params/d", "tokenizer/x/y"])
 def test_no_run_is_made_where_another_keeps_its_own(tmp_path: Path, place: str) -> None:
-    """It would damage that one, or go with what that one tidies up."""
+    """It would damage that one, or go with what that one tidies up. One that is not finished has some there itself."""
     out = finished(tmp_path / "run")
     (tmp_path / "link").symlink_to(out)
     for folder in (out, tmp_path / "link"):

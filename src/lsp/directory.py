@@ -102,7 +102,7 @@ def _refuse_foreign(out: Path) -> None:
     place = out.resolve()
     for folder in place.parents:
         part = place.relative_to(folder).parts[0]
-        if part in (*WRITTEN, *UNSEALED) and part != "candidates" and (folder / "run.json").exists():
+        if part in (*WRITTEN, *UNSEALED) and part != "candidates" and (folder / "manifest.json").exists():
             raise LspError(
                 f"--out {out} is in {part}/ of the run {folder}, which keeps that for itself.",
                 hint="Put it beside the run.",
