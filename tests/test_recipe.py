@@ -4,10 +4,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from flax import nnx
 
 from lsp import Exit, LspError, recipe
 from lsp.recipe import together
+from lsp.recipe.stages import LARGEST_SEED
+from lsp.train.step import raw_key
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 STAGES = {"pretrain": recipe.Pretrain, "finetune": recipe.Finetune, "prune": recipe.Prune, "distill": recipe.Distill}
@@ -130,7 +134,19 @@ def test_the_file_changes_defaults_and_set_changes_the_file(tmp_path: Path) -> N
         ("model.dropout=1", "'model.dropout' is 1.0; it must be at least 0 and under 1."),
         ("train.learning_rate=1" + "0" * 400, "'train.learning_rate' is inf; it must be finite."),
         ("train.learning_rate=nan", "'train.learning_rate' is nan; it must be more than 0."),
-        ("train.epochs=inf", "'train.epochs' is inf; it must be finite."),
+        ("train.epochs=inf", "'train.epochs' is inf; it must be at most 1,000,000."),
+        ("train.epochs=1e308", "'train.epochs' is 1e+308; it must be at most 1,000,000."),
+        ("train.weight_decay=inf", "'train.weight_decay' is inf; it must be finite."),
+        ("train.steps=2147483648", "'train.steps' is 2147483648; it must be at most 2,147,483,647."),
+        ("train.seed=9223372036854775808", "it must be at most 1,000,000,000,000,000,000."),
+        ("train.batch_size=9223372036854775808", "it must be at most 1,000,000."),
+        ("model.layers=1000000000", "'model.layers' is 1000000000; it must be at most 1,000."),
+        ("model.width=1000000000", "'model.width' is 1000000000; it must be at most 100,000."),
+        ("data.vocab_size=9999999999999999999", "it must be at most 10,000,000."),
+        pytest.param("train.steps=" + "9" * 5000, "a number in it has thousands of digits", id="digits"),
+        pytest.param("train.steps=0x" + "f" * 5000, "a number in it has thousands of digits", id="hexadecimal"),
+        pytest.param("data.lowercase=[0x" + "f" * 5000 + "]", "a number in it has thousands of digits", id="list"),
+        pytest.param("train.steps=" + "[" * 3000, "--set train.steps has no usable value: lists or", id="nested"),
         ("model.preset=brt", "'model.preset' is 'brt', which is not one of bert, modern, bilstm. Did you mean 'bert'?"),
         (
             "train.best=acuracy",
@@ -145,6 +161,37 @@ def test_a_wrong_setting_is_refused_by_name(change: str, said: str) -> None:
         recipe.load(recipe.Pretrain, None, [change])
     assert said in raised.value.message
     assert raised.value.code == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"[train]\nsteps = " + b"9" * 5000, "a number in it has thousands of digits"),
+        (b"[train]\nsteps = 0x" + b"f" * 5000, "a number in it has thousands of digits"),
+        (b"[train]\nsteps = " + b"[" * 3000, "nested too deeply"),
+        (b"a" + b".a" * 3000 + b" = 1", "nested too deeply"),
+        (b"[train]\nsteps = \xff", "can't decode byte"),
+    ],
+    ids=["digits", "hexadecimal", "lists", "tables", "bytes"],
+)
+def test_a_file_that_python_cannot_hold_is_no_recipe(text: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(text)
+    with pytest.raises(LspError, match=f"is not TOML: .*{said}") as raised:
+        recipe.load(recipe.Pretrain, tmp_path / "r.toml")
+    assert raised.value.code == Exit.USAGE
+
+
+def test_a_byte_order_mark_before_a_recipe_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[train]\nsteps = 7\n", encoding="utf-8-sig")
+    assert recipe.load(recipe.Pretrain, tmp_path / "r.toml").train.steps == 7
+
+
+def test_the_largest_seed_starts_a_model_and_its_batches() -> None:
+    change = f"train.seed={LARGEST_SEED}"
+    seed = recipe.load(recipe.Pretrain, None, [change]).train.seed + 1000  # as --seeds counts on
+    assert nnx.Rngs(seed).params() is not None
+    assert np.random.default_rng([seed, 1]).random() < 1
+    assert raw_key(seed).dtype == np.uint32
 
 
 def test_two_recipes_are_compared_key_by_key() -> None:

@@ -32,7 +32,8 @@ OldDevOpt = Annotated[
     Path | None, typer.Option("--old-dev", metavar="FILE", help="Examples of what was learnt before, to measure.")
 ]
 SeedsOpt = Annotated[
-    int, typer.Option("--seeds", metavar="N", help="Train N times with other seeds, and keep the best.", min=1)
+    int,
+    typer.Option("--seeds", metavar="N", help="Train N times with other seeds, and keep the best.", min=1, max=1000),
 ]
 SweepOpt = Annotated[
     list[str],
@@ -171,7 +172,7 @@ def parse_part(text: str, tokenizer: Path | None, overwrite: bool) -> tuple[int,
     """(2, 8) for `2/8`, None for an empty text. Raises LspError for what is no share, or can't be shared out."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise LspError(f"--part {text} is no share.", hint="Write K/N with K from 1 to N, as in --part 2/8.")
     if tokenizer is None:

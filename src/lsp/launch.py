@@ -30,9 +30,9 @@ def launched(coordinator: str, count: int | None, index: int | None) -> Launch |
     environment = os.environ
     step = "SLURM_STEP_NODELIST" in environment  # set by srun; a batch script that starts one process has none
     for launcher, counts, numbers in LAUNCHERS:
-        if numbers in environment and (launcher != "Slurm" or step) and (launcher != "Kubernetes" or coordinator):
-            count = count if count is not None else int(environment.get(counts, 0)) or None
-            index = index if index is not None else int(environment[numbers])
+        if environment.get(numbers) and (launcher != "Slurm" or step) and (launcher != "Kubernetes" or coordinator):
+            count = count if count is not None else _number(counts) or None
+            index = index if index is not None else _number(numbers)
             break
     if count == 1 or (count is None and not coordinator and index is None):
         return None
@@ -49,3 +49,15 @@ def launched(coordinator: str, count: int | None, index: int | None) -> Launch |
     if coordinator and not coordinator.rpartition(":")[2].isdecimal():
         raise LspError(f"--coordinator {coordinator} has no port.", hint="Write it as HOST:PORT, as in host0:1234.")
     return Launch(coordinator, count, index)
+
+
+def _number(name: str) -> int:
+    """What a launcher set a variable to; 0 where it set none. Raises LspError (exit 2) where that is no number."""
+    text = os.environ.get(name) or "0"
+    try:
+        return int(text)
+    except ValueError:
+        raise LspError(
+            f"{name} is {text[:40]!r}, which is no number of processes.",
+            hint="A launcher sets it; unset it, or say the place yourself with --processes and --process-id.",
+        ) from None

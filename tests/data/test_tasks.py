@@ -342,7 +342,12 @@ def test_an_unknown_label_gets_its_line_and_the_nearest_name(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("column", "said"), [("sentense", "no such column. Did you mean 'sentence'"), ("9", "has no such column")]
+    ("column", "said"),
+    [
+        ("sentense", "no such column. Did you mean 'sentence'"),
+        ("9", "has no such column"),
+        pytest.param("9" * 5000, "has no such column", id="digits"),
+    ],
 )
 def test_a_column_that_is_not_there_is_a_wrong_command(tmp_path: Path, column: str, said: str) -> None:
     with pytest.raises(LspError) as error:

@@ -136,6 +136,8 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"}, ("b:2", None, None), Launch("b:2", 2, 1)),
         ({"JOB_COMPLETION_INDEX": "5"}, ("c:3", 8, None), Launch("c:3", 8, 5)),
         ({"JOB_COMPLETION_INDEX": "5"}, ("", None, None), None),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": ""}, ("", None, None), None),
+        ({"SLURM_NTASKS": "x", "SLURM_PROCID": "y", "SLURM_STEP_NODELIST": "n1"}, ("a:1", 2, 1), Launch("a:1", 2, 1)),
     ],
 )
 def test_options_and_launchers_say_who_a_process_is(bare, environment, options, expected):
@@ -151,6 +153,22 @@ def test_half_a_place_is_refused(bare, options, said):
     with pytest.raises(LspError) as caught:
         launched(*options)
     assert said in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "environment, said",
+    [
+        ({"SLURM_NTASKS": "abc", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"}, "SLURM_NTASKS is 'abc'"),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "9" * 5000}, "OMPI_COMM_WORLD_RANK is '999"),
+    ],
+    ids=["word", "digits"],
+)
+def test_what_a_launcher_says_must_be_a_number(bare, environment, said):
+    for name, value in environment.items():
+        bare.setenv(name, value)
+    with pytest.raises(LspError, match=said) as caught:
+        launched("", None, None)
+    assert len(caught.value.message) < 200
 
 
 def test_a_number_beyond_the_last_process_is_refused(bare):

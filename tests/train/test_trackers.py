@@ -115,6 +115,26 @@ def test_lines_count_tokens_and_seconds_over_all_processes(tmp_path: Path) -> No
     assert lines[-1]["seconds"] == pytest.approx(125, abs=5)
 
 
+def test_a_run_that_stopped_before_its_first_line_loses_no_tokens_and_seconds(tmp_path: Path) -> None:
+    book = Log(tmp_path / "metrics.jsonl", 5, Meter(), [], 100.0)
+    book.evaluated(5, {"loss": 1.0})  # nothing tells yet what the steps took
+    for step in (6, 7):
+        book.add(step, metrics(Mean(float(step), 2.0)), BATCH, 0)
+        assert book.settle() is None
+        book.write(step)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines] == [0, 6 * 30, 7 * 30]
+    assert all(line["seconds"] == pytest.approx(100, abs=5) for line in lines)
+
+
+def test_a_run_that_goes_on_from_before_its_first_line_reads_that(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 8, "tokens": 160, "seconds": 80.0}\n{"step": 9, "tok')
+    lines = log(tmp_path, 3, 1, [])
+    assert [line["step"] for line in lines] == [4]
+    assert lines[0]["tokens"] == 160 * 3 / 8 + 30
+    assert lines[0]["seconds"] == pytest.approx(30, abs=5)
+
+
 def test_wandb_gets_the_recipe_and_the_lines_and_nothing_of_the_machine(wandb: Wandb, tmp_path: Path) -> None:
     with trackers.opened(["wandb", "wandb"], tmp_path, QUIET) as followers:
         lines = log(tmp_path, 0, 4, followers)

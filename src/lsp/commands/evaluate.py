@@ -20,7 +20,7 @@ from lsp.train.evaluate import Classifier, Scores
 
 MOST_CROSSED = 20  # classes of a confusion matrix that is shown
 MOST_GROUPS, SMALLEST_GROUP = 50, 30  # of a slice: groups that are shown, and examples of one that is judged
-STREAMS = ("/dev/stdout", "/dev/stderr")
+STREAMS = ("-", "/dev/stdout", "/dev/stderr")
 LABEL = "label \\ guess"
 
 
@@ -98,7 +98,7 @@ def _opened(start: Path) -> tuple[labelled.Reading, tuple[str, ...], Callable[[E
 def put(path: Path, lines: str) -> None:
     """Writes a file, whole or not at all; or into what is none: a pipe, or /dev/stdout, whatever is behind that."""
     if str(path) in STREAMS:
-        print(lines, end="", flush=True, file=sys.stdout if path.name == "stdout" else sys.stderr)
+        print(lines, end="", flush=True, file=sys.stderr if path.name == "stderr" else sys.stdout)
     elif path.exists() and not path.is_file():
         path.write_text(lines, encoding="utf-8")
     else:
@@ -111,7 +111,10 @@ def _sliced(
     """A row for each of the largest groups, and for those of the others that fall behind. One of 30 examples or more
     falls behind where all of its 95 % interval is under what holds for all examples; of fewer the bootstrap knows too
     little."""
-    names, place, counts = np.unique(cells, return_inverse=True, return_counts=True)
+    names = sorted({*cells})  # not by np.unique, whose every cell takes the memory of the longest
+    places = {name: index for index, name in enumerate(names)}
+    place = np.array([places[cell] for cell in cells])
+    counts = np.bincount(place)
     whole = metrics.measured(problem, logits, labels)
     metric = next(iter(whole))  # the one that people ask for first
     for rank, group in enumerate(np.argsort(-counts, kind="stable")):

@@ -252,7 +252,7 @@ def _speaks(cell: str) -> bool:
 
 def _is_place(name: str, names: Sequence[str]) -> bool:
     """Whether it is the number of one of so many columns, from 1."""
-    return name.isdecimal() and name.isascii() and 1 <= int(name) <= len(names)
+    return bool(re.fullmatch("[0-9]{1,9}", name)) and 1 <= int(name) <= len(names)
 
 
 def _apart(names: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lsp import LspError, nearest
-from lsp.recipe.stages import LIMITS, Stage
+from lsp.recipe.stages import LARGEST, LARGEST_SEED, LIMITS, Stage
 
 
 def load(
@@ -26,12 +26,12 @@ def load(
     table: dict[str, Any] = {}
     if path is not None:
         try:
-            table = tomllib.loads(path.read_bytes().decode("utf-8"))
+            table = _table(path.read_bytes().decode("utf-8-sig"))
         except OSError as error:
             raise LspError(
                 f"The recipe {path} can't be read: {error.strerror}.", hint="See recipes/ for examples."
             ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except ValueError as error:
             raise LspError(
                 f"The recipe {path} is not TOML: {error}.", hint="A recipe has [sections] and key = value lines."
             ) from None
@@ -43,7 +43,7 @@ def load(
             raise LspError(
                 f"{option} {change} has no '='.", hint=f"Write --set {change}=VALUE, as in --set train.steps=100."
             )
-        nested: Any = _value(text)
+        nested: Any = _value(text, f"{option} {dotted}")
         for part in reversed(dotted.strip().split(".")):
             nested = {part: nested}
         recipe = _replace(recipe, nested, option, "", known)
@@ -131,17 +131,36 @@ def _checked(hint: Any, value: Any, where: str, name: str) -> Any:
     for names, holds, wanted in LIMITS:
         if name in names and not holds(value):
             raise LspError(f"{where} is {value!r}; it must be {wanted}.")
+    largest = LARGEST_SEED if name == "seed" else LARGEST
+    if hint is int and value > largest:
+        raise LspError(f"{where} is {value!r}; it must be at most {largest:,}.")
     if hint is float and not math.isfinite(value):
         raise LspError(f"{where} is {value!r}; it must be finite.")
     return value
 
 
-def _value(text: str) -> Any:
+def _table(text: str) -> dict[str, Any]:
+    """TOML as a table. Raises ValueError: TOMLDecodeError where it is none, a plain one for what is too much of it."""
+    try:
+        table = tomllib.loads(text)
+        repr(table)  # messages and dumps print values, and Python prints no number of more than 4,300 digits
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("a number in it has thousands of digits") from None
+    except RecursionError:
+        raise ValueError("lists or tables in it are nested too deeply") from None
+    return table
+
+
+def _value(text: str, where: str) -> Any:
     """What TOML would read, else the bare word: `--set model.preset=bert` needs no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return _table(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    except ValueError as error:
+        raise LspError(f"{where} has no usable value: {error}.", hint="Give one number or word.") from None
 
 
 def _sections(recipe: Any) -> Iterator[tuple[str, list[tuple[str, Any]]]]:

@@ -315,7 +315,11 @@ ENDLESS = Pretrain(train=Train())  # no number of steps: a budget of time ends i
 STAGES = (Prepare, Pretrain, Finetune, Quantize, Prune, Distill, Search)
 Stage = TypeVar("Stage", Prepare, Pretrain, Finetune, Quantize, Prune, Distill, Search)
 
-# What a value must satisfy besides its type: key, test, and how a person would say it.
+LARGEST = 2**31 - 1  # of whole numbers but seeds: a device counts steps and sizes in 32 bits
+LARGEST_SEED = 10**18  # fits 64 bits, with room for those that follow it
+
+# What a value must satisfy besides its type: key, test, and how a person would say it. Nobody means more than the upper
+# bounds on sizes, which are far above any model or batch there is; what is more takes all memory without a word.
 LIMITS = (
     (("mask_rate", "mask_rate_end", "smooth", "warmup", "begin", "end", "hard", "average", "batch_warmup", "length_warmup", "clients", "replay"), lambda v: 0 <= v <= 1, "between 0 and 1"),
     (("sparsity", "restart", "dropout", "beta1", "beta2", "momentum", "delta"), lambda v: 0 <= v < 1, "at least 0 and under 1"),
@@ -329,5 +333,9 @@ LIMITS = (
     (("bits",), lambda v: v in (4, 8), "4 or 8"),
     (("max_drop",), lambda v: v == -1 or v >= 0, "-1 or at least 0"),
     (("lose",), lambda v: 0 <= v <= 100, "between 0 and 100"),
+    (("layers", "augment"), lambda v: v <= 1_000, "at most 1,000"),
+    (("width", "heads"), lambda v: v <= 100_000, "at most 100,000"),
+    (("feedforward", "batch_size", "batch_start", "epochs", "sequence_length", "max_length"), lambda v: v <= 1_000_000, "at most 1,000,000"),
+    (("vocab_size",), lambda v: v <= 10_000_000, "at most 10,000,000"),
     (("data",), lambda v: not isinstance(v, int) or v == -1 or v >= 1, "-1 or at least 1"),
 )

@@ -81,20 +81,25 @@ def peak_memory() -> int:
 class Log:
     """`metrics.jsonl`. Metrics are read one step late, so that the device never waits for the host. Lines of what will
     be done again are dropped: of steps after `start`, and evaluations of `start`; so is half a line that a full disk
-    left. `trackers` get every new line too."""
+    left. `trackers` get every new line too. `seconds` are those that the run has taken, where no line tells."""
 
-    def __init__(self, path: Path, start: int, meter: Meter, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(
+        self, path: Path, start: int, meter: Meter, trackers: Sequence[Tracker] = (), seconds: float = 0.0
+    ) -> None:
         self.path, self.meter, self.trackers = path, meter, trackers
         before: dict[str, float] = {}
         if processes.first():
             lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
             kept = [line for line in lines if _stands(line, start)]
             write_atomically(path, "".join(line + "\n" for line in kept))
-            before = json.loads(kept[-1]) if kept else before
-        # What the run has taken so far: steps between the last line and `start` count as its average step.
+            # A run may go on from before its first line, which then is a dropped one.
+            told = kept[-1:] or [line for line in lines if _stands(line, sys.maxsize)][:1]
+            before = json.loads(told[0]) if told else before
+        # What the run has taken so far: steps between that line and `start` count as its average step.
         share = start / max(1, before.get("step", 0))
         self.tokens = round(before.get("tokens", 0) * share)
-        self.began = time.monotonic() - before.get("seconds", 0.0) * share
+        self.began = time.monotonic() - (before["seconds"] * share if "seconds" in before else seconds)
+        self.untold = 0 if before else start  # steps that no line tells of
         self.pending: tuple[int, dict[str, Any], Batch, int] | None = None
         self.sums: dict[str, Mean] = {}
         self.overflow = self.skipped = 0
@@ -142,6 +147,8 @@ class Log:
 
     def _append(self, step: int, row: dict[str, float]) -> None:
         """Every line says what the run has taken so far: useful tokens, and seconds over restarts."""
+        if 0 < self.untold < step:  # steps that no line tells of count as the average of those that followed
+            self.tokens, self.untold = round(self.tokens * step / (step - self.untold)), 0
         row |= {"tokens": self.tokens, "seconds": round(time.monotonic() - self.began, 3)}
         if processes.first():
             with self.path.open("a", encoding="utf-8") as file:

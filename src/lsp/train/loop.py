@@ -133,7 +133,7 @@ class _Loop:
         self.meter = Meter(lambda batch: cost.training_flops(plan.config, batch, plan.teacher))
         self.step = Compiled(lambda remat: self._build(remat)[1], plan.train.remat, mesh, self.meter, progress.say)
         self.frozen = meshes.spread(plan.objective.frozen, meshes.place(plan.objective.frozen, mesh))
-        self.log = Log(path / "metrics.jsonl", start, self.meter, trackers)
+        self.log = Log(path / "metrics.jsonl", start, self.meter, trackers, seconds)
         self.log.skipped = self.skipped()
         self.end, self.in_turn = plan.train.steps or sys.maxsize, jax.default_backend() == "cpu"
         self.done = self.saved = start
