@@ -427,5 +427,8 @@ def test_verify_reads_everything_and_names_what_is_damaged(tmp_path: Path) -> No
     result = verify.run(out)
     assert (result["status"], result["steps"], result["set_aside"]) == ("unfinished", [1, 2], ["00000003.damaged"])
     (out / "train/00000002/state/x").write_text("y")
-    with refused(Exit.ARTIFACT, "00000002", "state/x"):
+    with refused(Exit.ARTIFACT, "00000002", "state/x", "made it again"):
         verify.run(out)
+    (tmp_path / "empty").mkdir()
+    with refused(Exit.ARTIFACT, "no manifest.json", "Give the --out of a command"):
+        verify.run(tmp_path / "empty")

@@ -380,6 +380,20 @@ def test_files_that_are_none_are_refused(folder: Path) -> None:
     refused(folder, "config.json")
 
 
+@pytest.mark.parametrize(("files", "hint"), [({}, "Its files: none."), ({"x.onnx": "", "config.json": "{}"}, "x.onnx")])
+def test_a_folder_without_weights_says_what_it_has(tmp_path: Path, files: dict[str, str], hint: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(LspError, match=r"holds no model\.safetensors") as told:
+        huggingface.digest(tmp_path)
+    assert hint in told.value.hint
+    if files:
+        (tmp_path / "manifest.json").write_text("{}")
+        with pytest.raises(LspError) as told:
+            huggingface.digest(tmp_path)
+        assert told.value.hint == "Give the run that it was exported from."
+
+
 def test_a_card_names_commands_that_there_are_and_what_was_compressed() -> None:
     applied = [{"stage": "prune", "speedup": 2.0064}, {"stage": "quantize", "bits": 8, "kept_float": ["classifier"]}]
     model = {"head": "classes", "preset": "bert"}

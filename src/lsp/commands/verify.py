@@ -32,5 +32,7 @@ def run(path: Path) -> dict[str, Any]:
             steps.append(manifest["step"])
     if faults:
         hint = "Run the command that made it again: it uses an older step, or takes --overwrite to start over."
+        if not places and not any((path / name).exists() for name in ("run.json", "manifest.json")):
+            hint = "Give the --out of a command."
         raise LspError(" ".join(faults), hint=hint, code=Exit.ARTIFACT)
     return result | {"steps": steps, "set_aside": aside}

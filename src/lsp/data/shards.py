@@ -77,7 +77,7 @@ def prepared(arguments: Sequence[str]) -> str:
     if sealed_as.get("stage") != "prepare":
         raise LspError(
             f"{sealed[0]} holds a model ({sealed_as.get('stage')}), not text.",
-            hint="Give raw text, or what lsp prepare made.",
+            hint="Give what lsp prepare made, or, to lsp pretrain, raw text.",
         )
     return manifest.identity(sealed_as)
 

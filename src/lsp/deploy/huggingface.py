@@ -337,7 +337,9 @@ def _weight_files(path: Path) -> list[Path]:
             f"t.AutoTokenizer.from_pretrained('{path}').save_pretrained('DIR')",
             code=Exit.ARTIFACT,
         )
-    raise LspError(f"{path} holds no {WEIGHTS}.", hint=f"Its files: {_files(path)}.", code=Exit.ARTIFACT)
+    made = (path / "manifest.json").exists()  # an export in another format
+    hint = "Give the run that it was exported from." if made else f"Its files: {_files(path) or 'none'}."
+    raise LspError(f"{path} holds no {WEIGHTS}.", hint=hint, code=Exit.ARTIFACT)
 
 
 def _class(path: Path) -> str:
