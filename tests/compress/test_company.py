@@ -23,7 +23,7 @@ from lsp.train.evaluate import Classifier
         ("modern", "mean", "dynamic", 128, 4, 32),
         ("bert", "mean", "static", 128, 4, 32),
         ("bert", "cls", "dynamic", 96, 3, 32),  # its norms over what the pooler reads have few numbers
-        ("bert", "mean", "dynamic", 24, 3, 8),
+        ("bert", "cls", "dynamic", 64, 8, 8),
     ],
 )
 def test_an_example_has_the_same_bits_alone_and_in_company(
