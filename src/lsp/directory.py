@@ -99,10 +99,8 @@ def claim(
 
 def _refuse_foreign(out: Path) -> None:
     """Never write into, and never delete, what lsp did not make; nor be deleted with what another run keeps there."""
-    place = out.resolve()
-    for folder in place.parents:
-        part = place.relative_to(folder).parts[0]
-        if part in (*WRITTEN, *UNSEALED) and part != "candidates" and (folder / "manifest.json").exists():
+    for folder, part in manifests.runs_around(out):
+        if part in (*WRITTEN, *UNSEALED) and part != "candidates":
             raise LspError(
                 f"--out {out} is in {part}/ of the run {folder}, which keeps that for itself.",
                 hint="Put it beside the run.",

@@ -62,10 +62,16 @@ def seal(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 
 def unsealed(target: Path, option: str) -> None:
     """Raises LspError (exit 2) where the file that an `option` names would go into a sealed run, and damage it."""
-    place = target.resolve()
+    if any(part not in UNSEALED for _, part in runs_around(target)):
+        raise LspError(f"{option} {target} is inside a run, which is sealed.", hint="Put it beside the run.")
+
+
+def runs_around(path: Path) -> Iterator[tuple[Path, str]]:
+    """The finished runs that a path lies in, and what of each it is in or is."""
+    place = path.resolve()
     for folder in place.parents:
-        if (folder / "manifest.json").exists() and place.relative_to(folder).parts[0] not in UNSEALED:
-            raise LspError(f"{option} {target} is inside a run, which is sealed.", hint="Put it beside the run.")
+        if (folder / "manifest.json").exists():
+            yield folder, place.relative_to(folder).parts[0]
 
 
 def read(path: Path, verify: bool = True) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
     temporary = path.with_name(f"{start}.{secrets.token_hex(4)}.tmp")  # never a file, or a link, that is there
     try:
         with open(temporary, "xb") as file:
+            # What is not UTF-8 in a name, as JSON spells it.
             file.write(data.encode(errors="backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

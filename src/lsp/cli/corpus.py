@@ -99,8 +99,10 @@ def prepare(
 def peek(
     *,
     path: Annotated[Path, typer.Argument(metavar="DATA", help="What lsp prepare made.", show_default=False)],
-    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Rows to show.", min=1)] = 3,
-    step: Annotated[int, typer.Option("--step", metavar="S", help="The batch to begin with.", min=0)] = 0,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", help="Rows to show.", min=1, max=100_000)] = 3,
+    step: Annotated[
+        int, typer.Option("--step", metavar="S", help="The batch to begin with.", min=0, max=2**31 - 1)
+    ] = 0,
     recipe_file: RecipeOpt = None,
     changes: SetOpt,
     as_json: JsonOpt = False,

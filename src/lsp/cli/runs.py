@@ -44,7 +44,9 @@ def inspect(*, run: RunArg, as_json: JsonOpt = False) -> int:
 def plan(
     *,
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE", help="TOML for lsp pretrain.", show_default=False)],
-    devices: Annotated[int, typer.Option("--devices", metavar="N", min=1, help="Devices that share the work.")] = 1,
+    devices: Annotated[  # jax imitates no more than 2,048 in one process
+        int, typer.Option("--devices", metavar="N", min=1, max=2048, help="Devices that share the work.")
+    ] = 1,
     accelerator: Annotated[
         str,
         typer.Option("--accelerator", metavar="NAME", help="As in h200 or v5e; this processor if left out."),
@@ -55,9 +57,12 @@ def plan(
     mfu: Annotated[
         float, typer.Option("--mfu", metavar="SHARE", min=0.0, max=1.0, help="Share of the peak that is reached.")
     ] = 0.0,
-    price: Annotated[float, typer.Option("--price", metavar="MONEY", min=0.0, help="Of a device for an hour.")] = 0.0,
+    price: Annotated[
+        float, typer.Option("--price", metavar="MONEY", min=0.0, max=1e9, help="Of a device for an hour.")
+    ] = 0.0,
     tokens: Annotated[
-        float, typer.Option("--tokens", metavar="N", min=0.0, help="Train on so many, as in 1e12, not train.steps.")
+        float,
+        typer.Option("--tokens", metavar="N", min=0.0, max=1e18, help="Train on so many, as in 1e12, not train.steps."),
     ] = 0.0,
     changes: SetOpt,
     as_json: JsonOpt = False,

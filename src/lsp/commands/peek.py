@@ -15,13 +15,11 @@ from lsp.data import pairs, shards
 from lsp.data.course import Course
 from lsp.data.masking import FIRST_WORD
 from lsp.data.tokenizer import CLS, MASK, PAD, SEP, SPECIALS, Tokenizer, spelt
-from lsp.recipe.stages import LARGEST
 from lsp.train.labelled import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-MOST = {"--rows": 100_000, "--step": LARGEST}  # what would never end, and steps that no run has
 BORDER, PADDING = "bold cyan", "dim"
 MASKED, CHANGED, REPLACED, KEPT = "black on yellow", "white on red", "red", "black on green"
 
@@ -32,9 +30,6 @@ def run(path: Path, recipe: recipes.Pretrain, count: int, step: int) -> dict[str
     A row's `pieces` are the tokens as they were, and `masks` say which are hidden and what is shown instead; of a pair,
     `next` says whether the second text follows the first. Raises LspError (exit 2) when `path` is not prepared data.
     """
-    for (option, most), value in zip(MOST.items(), (count, step), strict=True):
-        if value > most:
-            raise LspError(f"{option} is more than {most:,}.", hint="Give a smaller number.")
     if not shards.prepared([str(path)]):
         raise LspError(f"{path} is not prepared data.", hint=f"Prepare it: lsp prepare {path} --out DATA")
     rows, words, data = shards.Rows.open(path), Tokenizer.load(path), recipe.data
